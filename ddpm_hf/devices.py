@@ -1,0 +1,37 @@
+"""Which device and precision to compute with."""
+
+import functools
+import time
+
+import torch
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch sees, or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def best_dtype(device: torch.device | None = None) -> torch.dtype:
+    """bfloat16 where it is faster than float32 on ``device``, else float32."""
+    return torch.bfloat16 if bf16_is_faster(device) else torch.float32
+
+
+def bf16_is_faster(device: torch.device | None = None) -> bool:
+    """Whether bfloat16 pays: asked of a GPU, measured on a CPU (with AMX or AVX512-BF16 it does, otherwise not)."""
+    device = device or best_device()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_bf16_is_faster()
+
+
+@functools.cache
+def _cpu_bf16_is_faster() -> bool:
+    seconds = {dtype: min(_matmul_seconds(dtype) for _ in range(5)) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    matrix = torch.ones(512, 512, dtype=dtype)
+    start = time.perf_counter()
+    torch.mm(matrix, matrix)
+    return time.perf_counter() - start

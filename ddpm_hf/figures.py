@@ -1,0 +1,68 @@
+"""Pictures of pictures: grids, filmstrips and animations from PIL images."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ddpm_hf.errors import UserError
+
+ANIMATION_SUFFIXES = (".gif", ".webp", ".mp4")
+
+
+def make_grid(images: Sequence[Image.Image], columns: int | None = None, *, scale: int = 2, gap: int = 2) -> Image.Image:
+    """Images of one size side by side, ``columns`` a row (about square when None), enlarged ``scale`` times."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].width * scale, images[0].height * scale
+    white = "white" if images[0].mode == "RGB" else 255
+    grid = Image.new(images[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), white)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
+    return grid
+
+
+def pick_frames(count: int, total: int) -> list[int]:
+    """Indices of ``count`` of ``total`` steps, evenly spaced, first and last included: the seed's frame_idxs."""
+    if count >= total:
+        return list(range(total))
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5):
+    """Write frames of one size as .gif, .webp or .mp4, ``seconds`` long, the last frame held for ``hold`` more.
+
+    Raises:
+        UserError: for another suffix, or an .mp4 without the package that writes it.
+    """
+    path = Path(path)
+    milliseconds = max(20, round(1000 * seconds / len(frames)))
+    durations = [milliseconds] * (len(frames) - 1) + [milliseconds + round(1000 * hold)]
+    if path.suffix == ".mp4":
+        _save_mp4(frames, path, milliseconds, hold)
+    elif path.suffix in (".gif", ".webp"):
+        options = {"method": 0, "quality": 90} if path.suffix == ".webp" else {"disposal": 1}
+        first, *rest = frames
+        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
+    else:
+        raise UserError(f"{path.name}: animations end in {', '.join(ANIMATION_SUFFIXES)}.")
+
+
+def _save_mp4(frames, path: Path, milliseconds: int, hold: float):
+    try:
+        import av
+    except ImportError:
+        raise UserError("writing .mp4 needs the package av: pip install av, or use .gif or .webp.") from None
+    rate = max(1, round(1000 / milliseconds))
+    width, height = (side - side % 2 for side in frames[0].size)  # the codec wants even sides
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18"}
+        for image in [*frames, *[frames[-1]] * round(hold * rate)]:
+            frame = av.VideoFrame.from_image(image.convert("RGB").crop((0, 0, width, height)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -1,0 +1,213 @@
+"""Pipelines in folders and on the Hub: export, load, push.
+
+An exported folder carries the source of its components, so ``DiffusionPipeline.from_pretrained(x,
+trust_remote_code=True)`` loads it where ddpm_hf is not installed. ``load_pipeline`` loads the same folder with the
+installed classes and runs nothing that came with it.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from ddpm_hf import pipeline as pipeline_module
+from ddpm_hf import scheduler as scheduler_module
+from ddpm_hf import unet as unet_module
+from ddpm_hf.errors import UserError
+from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.unet import MyUNet
+
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pretrained" / "fashion_mnist_small"
+OWN_CLASSES = {"MyUNet": MyUNet, "MyDDPMScheduler": MyDDPMScheduler}
+LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+
+
+# ---- export
+
+
+def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: torch.dtype | None = None) -> Path:
+    """Write ``pipeline`` as a folder that loads with diffusers alone, from the folder or from the Hub.
+
+    Component files have the hash of their content in their names: diffusers puts the component files of all
+    repositories into one place, where same-named files of two versions would replace each other.
+
+    Args:
+        folder: created, or replaced as a whole.
+        pipeline: the weights are written as safetensors.
+        dtype: floating-point type of the stored weights; None keeps them as they are.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
+        partial = Path(parent) / folder.name
+        _write_pipeline(partial, pipeline, dtype)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    return folder
+
+
+def _write_pipeline(folder: Path, pipeline: DiffusionPipeline, dtype: torch.dtype | None):
+    unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"],
+        "_diffusers_version": diffusers.__version__,
+        "unet": _component(folder / "unet", pipeline.unet, unet_module),
+        "scheduler": _component(folder / "scheduler", pipeline.scheduler, scheduler_module),
+        **{name: pipeline.config.get(name) for name in ("id2label", "output_height", "output_width")},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _cast(unet: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    unet = copy.deepcopy(unet)
+    for tensor in [*unet.parameters(), *unet.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return unet
+
+
+def _component(folder: Path, component, module) -> list[str]:
+    """The [module, class] entry of model_index.json, the module's source written beside the weights if it is ours."""
+    name = type(component).__name__
+    return [_write_source(folder, module), name] if name in OWN_CLASSES else ["diffusers", name]
+
+
+def _write_source(folder: Path, module) -> str:
+    """Copy a module's source into ``folder`` under a name that holds its hash; returns that name."""
+    source = Path(module.__file__).read_bytes()
+    name = f"{module.__name__.replace('.', '_')}_{hashlib.sha256(source).hexdigest()[:12]}"
+    (folder / f"{name}.py").write_bytes(source)
+    return name
+
+
+# ---- load
+
+
+def load_pipeline(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> MyDDPMPipeline:
+    """Load a pipeline that ``export_pipeline`` wrote, or one of diffusers' own UNet2DModel, without remote code.
+
+    Args:
+        model: folder or Hub id; None is the model that ships with the repository.
+        revision, token: branch, tag or commit of a Hub id, and the token to fetch it with.
+        dtype: what the network computes in. Sampling keeps the images in float32.
+        device: where the network runs.
+
+    Raises:
+        UserError: if there is no such model, it is not such a pipeline, or its weights are pickles.
+    """
+    folder = _local_folder(model, revision, token)
+    index = _read_json(folder / "model_index.json", model)
+    unet_class = _class_of(index, "unet", {"UNet2DModel"}, model)
+    scheduler_class = _class_of(index, "scheduler", set(MyDDPMScheduler._compatibles), model)
+    if not any((folder / "unet").glob("*.safetensors")):
+        raise UserError(f"model {model} has no safetensors weights; pickled weights can run code and are not loaded.")
+    try:
+        unet = unet_class.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+        scheduler = scheduler_class.from_pretrained(folder / "scheduler")
+        options = {name: index[name] for name in ("id2label", "output_height", "output_width") if name in index}
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {model} cannot be loaded: {reason}") from error
+    unet = unet.eval().to(device=torch.device(device), memory_format=torch.channels_last)
+    return MyDDPMPipeline(unet, scheduler, **options)
+
+
+def _local_folder(model: str | Path | None, revision: str | None, token: str | None) -> Path:
+    if model is None:
+        if not EMBEDDED_MODEL.is_dir():
+            raise UserError("no model was named, and the one that ships with the repository is not there.")
+        return EMBEDDED_MODEL
+    if Path(model).is_dir():
+        return Path(model)
+    name = str(model)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(model).exists():
+        raise UserError(f"model {name} is not there: give the folder of an exported pipeline, or a Hub id.")
+    return _download(name, revision, token)
+
+
+def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
+    """The repository's configuration and weights in the local cache, fetched or, offline, found there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=LOADED_FILES))
+    except GatedRepoError:
+        raise UserError(f"model {repo_id} is gated: ask for access on its page, then log in.") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"model {repo_id} is neither a folder here nor a repository you can see on the Hub.") from None
+    except RevisionNotFoundError:
+        raise UserError(f"model {repo_id} has no revision {revision!r}.") from None
+    except LocalEntryNotFoundError:
+        raise UserError(f"model {repo_id} is not in the cache, and the Hub cannot be reached.") from None
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+
+
+def _read_json(path: Path, model) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"model {model} has no {path.name}: it is not an exported pipeline.") from None
+    except ValueError as error:
+        raise UserError(f"model {model}: {path.name} is not JSON: {error}.") from None
+
+
+def _class_of(index: dict, component: str, stock: set[str], model):
+    """The class of a component: ours by name, or one of the ``stock`` classes of diffusers; never code of the repo."""
+    entry = index.get(component)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name in OWN_CLASSES:
+        return OWN_CLASSES[name]
+    if name in stock and hasattr(diffusers, name):
+        return getattr(diffusers, name)
+    known = ", ".join(sorted({*OWN_CLASSES, *stock}))
+    raise UserError(f"model {model} has a {component} of class {name}; known are {known}.")
+
+
+# ---- push
+
+
+def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Upload an exported folder to the Hub in one commit, creating the repository if need be; returns its address.
+
+    Raises:
+        UserError: if the folder is no exported pipeline or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = Path(folder)
+    _read_json(folder / "model_index.json", folder)
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload MyDDPMPipeline")
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"pushing to {repo_id} failed: {str(error).strip().splitlines()[0]}") from error
+    return str(url)

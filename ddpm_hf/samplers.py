@@ -1,0 +1,85 @@
+"""The samplers that can be chosen by name: ours and stock ones, set up for pixels in [-1, 1]."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.scheduler import MyDDPMScheduler
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A scheduler class and what it is set to; ``about`` is the line a visitor reads."""
+
+    title: str
+    about: str
+    scheduler_class: type[SchedulerMixin]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# Clipping the predicted x_0 to the pixels' range helps every sampler that leaves steps out; the multistep solvers
+# offer it under the name of thresholding (with a largest value of 1 it is clipping).
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
+
+SAMPLERS = {
+    "dpm": Sampler(
+        "DPM-Solver++ 2M",
+        "second-order, deterministic: good pictures from 10 to 20 steps",
+        diffusers.DPMSolverMultistepScheduler,
+        {"timestep_spacing": "trailing", **_CLIP_MULTISTEP},
+    ),
+    "unipc": Sampler(
+        "UniPC",
+        "predictor and corrector, deterministic: as few as 8 steps",
+        diffusers.UniPCMultistepScheduler,
+        {"timestep_spacing": "trailing", **_CLIP_MULTISTEP},
+    ),
+    "ddim": Sampler(
+        "DDIM",
+        "first-order, deterministic: 20 to 100 steps",
+        diffusers.DDIMScheduler,
+        {"timestep_spacing": "trailing", **_CLIP},
+    ),
+    "euler": Sampler(
+        "Euler",
+        "first-order in sigma, deterministic: 20 to 100 steps",
+        diffusers.EulerDiscreteScheduler,
+        {"timestep_spacing": "trailing"},
+    ),
+    "heun": Sampler(
+        "Heun",
+        "second-order, two network calls a step: 10 to 50 steps",
+        diffusers.HeunDiscreteScheduler,
+        {"timestep_spacing": "trailing", **_CLIP},
+    ),
+    "ddpm": Sampler(
+        "DDPM",
+        "the seed's: fresh noise of variance beta at every step, best with all of them",
+        MyDDPMScheduler,
+        {"variance_type": "fixed_large"},
+    ),
+    "ddpm-small": Sampler(
+        "DDPM, small variance",
+        "the posterior's variance and clipping: better than DDPM when steps are left out",
+        MyDDPMScheduler,
+        {"variance_type": "fixed_small", **_CLIP},
+    ),
+}
+DEFAULT_SAMPLER = "dpm"
+DEFAULT_STEPS = 20
+
+
+def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler called ``name``, for the diffusion process of ``scheduler`` (any with diffusers' config keys).
+
+    Raises:
+        UserError: for a name that is not in ``SAMPLERS``.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"unknown scheduler {name!r}; {nearest(name, SAMPLERS)}")
+    sampler = SAMPLERS[name]
+    return sampler.scheduler_class.from_config(scheduler.config, **sampler.settings)
