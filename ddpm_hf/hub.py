@@ -104,7 +104,7 @@ def load_pipeline(
     """Load a pipeline that ``export_pipeline`` wrote, or one of diffusers' own UNet2DModel, without remote code.
 
     Args:
-        model: folder or Hub id; None is the model that ships with the repository.
+        model: folder of a pipeline or of a training run, or Hub id; None is the model that ships with the repository.
         revision, token: branch, tag or commit of a Hub id, and the token to fetch it with.
         dtype: what the network computes in. Sampling keeps the images in float32.
         device: where the network runs.
@@ -135,11 +135,21 @@ def _local_folder(model: str | Path | None, revision: str | None, token: str | N
             raise UserError("no model was named, and the one that ships with the repository is not there.")
         return EMBEDDED_MODEL
     if Path(model).is_dir():
-        return Path(model)
+        return _pipeline_in(Path(model))
     name = str(model)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(model).exists():
         raise UserError(f"model {name} is not there: give the folder of an exported pipeline, or a Hub id.")
     return _download(name, revision, token)
+
+
+def _pipeline_in(folder: Path) -> Path:
+    """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
+    if (folder / "model_index.json").exists():
+        return folder
+    checkpoints = folder.glob("checkpoints/step-*/pipeline")
+    candidates = [*sorted(checkpoints, key=lambda path: int(path.parent.name.removeprefix("step-")))]
+    candidates += [path for path in (folder / "pipeline",) if path.is_dir()]
+    return candidates[-1] if candidates else folder
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:

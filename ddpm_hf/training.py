@@ -53,18 +53,20 @@ class TrainState:
     ema: EMAModel
     step: int = 0
 
-    def save(self, folder: Path):
-        """Write the state as ``folder``, which appears whole or not at all."""
+    def save(self, folder: Path, ema_pipeline: MyDDPMPipeline):
+        """Write the state as ``folder``, which appears whole or not at all.
+
+        The averaged weights are kept as an exported pipeline, so that every checkpoint can be sampled from.
+        """
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        names = list(self.unet.state_dict())
         save_file(_contiguous(self.unet.state_dict()), partial / "unet.safetensors")
-        save_file(_contiguous(dict(zip(names, self.ema.shadow_params))), partial / "ema.safetensors")
         torch.save(self.optimizer.state_dict(), partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps({"step": self.step}))
-        for file in [*partial.iterdir(), partial]:
-            _sync(file)
+        export_pipeline(partial / "pipeline", ema_pipeline)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         _sync(folder.parent)
@@ -72,8 +74,8 @@ class TrainState:
     def load(self, folder: Path):
         device = self.unet.device
         self.unet.load_state_dict(load_file(folder / "unet.safetensors"))
-        shadow = load_file(folder / "ema.safetensors", device=str(device))
-        self.ema.shadow_params = [shadow[name] for name in self.unet.state_dict()]
+        average = load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors", device=str(device))
+        self.ema.shadow_params = [average[name] for name, _ in self.unet.named_parameters()]
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=device, weights_only=True))
         self.step = self.ema.optimization_step = json.loads((folder / "state.json").read_text())["step"]
 
@@ -392,7 +394,7 @@ class Trainer:
 
     def _checkpoint(self):
         if self.accelerator.is_main_process:
-            self.state.save(self.folder / "checkpoints" / f"step-{self.state.step}")
+            self.state.save(self.folder / "checkpoints" / f"step-{self.state.step}", self._ema_pipeline())
             for old in self._checkpoints()[: -self.config.checkpoints_total_limit]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,157 @@
+"""The command line: ``python -m ddpm_hf sample | export | push``."""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from ddpm_hf.errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".gif", ".webp", ".mp4", ".npz")
+
+
+def main(argv: list[str]) -> int:
+    """Run a command; 0 when done, 2 for a mistake of the user's, told in one line."""
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (see python -m ddpm_hf --help).")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ddpm_hf", description="Use a trained model from the command line.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sample = commands.add_parser("sample", help="generate pictures", description="Generate pictures.")
+    sample.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; the embedded model when left out")
+    sample.add_argument("--num-images", type=int, default=16, help="number of pictures (default 16)")
+    sample.add_argument("--scheduler", default="dpm", help="dpm, unipc, ddim, euler, heun, ddpm, ddpm-small")
+    sample.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    sample.add_argument("--seed", type=int, default=0, help="picture i gets the seed SEED + i (default 0)")
+    sample.add_argument("--labels", help="classes by name or number, 'Bag' or '0,3,Bag'; taken in turn")
+    sample.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 is off")
+    sample.add_argument("--batch-size", type=int, default=64, help="pictures made at once (default 64)")
+    sample.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
+    sample.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    sample.add_argument(
+        "--output", required=True, help=".png: a grid; .gif, .webp, .mp4: the denoising; .npz: arrays images and labels"
+    )
+    sample.set_defaults(run=_sample)
+
+    export = commands.add_parser("export", help="write a model as a folder that loads with diffusers alone")
+    export.add_argument("model", help="output_dir of a training run, folder of a pipeline, or Hub id")
+    export.add_argument("--output", required=True, help="folder of the pipeline")
+    export.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
+    export.set_defaults(run=_export)
+
+    push = commands.add_parser("push", help="upload a pipeline to the Hub")
+    push.add_argument("folder", help="exported pipeline, or the output_dir of a run")
+    push.add_argument("--repo-id", required=True, help="name/model")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.set_defaults(run=_push)
+    return parser
+
+
+# ---- sample
+
+
+def _sample(arguments):
+    output = Path(arguments.output)
+    if output.suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"--output {output} must end in {', '.join(PICTURE_SUFFIXES)}.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}.")
+    if arguments.num_images < 1 or arguments.batch_size < 1:
+        raise UserError("--num-images and --batch-size must be at least 1.")
+
+    import torch
+
+    from ddpm_hf.devices import best_device, best_dtype
+    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.sampling import generate, labels_by_name, with_sampler
+
+    device = best_device()
+    dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    pipeline = load_pipeline(arguments.model, revision=arguments.revision, dtype=dtype, device=device)
+    result = generate(
+        with_sampler(pipeline, arguments.scheduler),
+        arguments.num_images,
+        labels=labels_by_name(pipeline, arguments.labels),
+        guidance_scale=arguments.guidance_scale,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        num_frames=60 if output.suffix in (".gif", ".webp", ".mp4") else 0,
+    )
+    _write_whole(output, lambda path: _write_result(result, path))
+    print(f"wrote {output}: {arguments.num_images} pictures, seeds {arguments.seed} and up")
+
+
+def _write_result(result, path: Path):
+    import numpy as np
+
+    from ddpm_hf.figures import make_grid, save_animation
+
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **result.arrays())
+    elif path.suffix == ".png":
+        make_grid(result.images).save(path)
+    else:
+        scale = max(2, 128 // result.images[0].width)
+        save_animation([make_grid(frame, scale=scale) for frame in result.frames], path)
+
+
+def _write_whole(path: Path, write):
+    """Let ``write`` make the file beside its place, and move it there when it is whole."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(partial))
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ---- export and push
+
+
+def _export(arguments):
+    import torch
+
+    from ddpm_hf.hub import export_pipeline, load_pipeline
+
+    export_pipeline(
+        arguments.output, load_pipeline(arguments.model), dtype=torch.float16 if arguments.half else None
+    )
+    print(f"wrote {arguments.output}")
+
+
+def _push(arguments):
+    from ddpm_hf.hub import push
+
+    folder = Path(arguments.folder)
+    if (folder / "pipeline" / "model_index.json").is_file():
+        folder = folder / "pipeline"
+    print(f"pushed to {push(folder, arguments.repo_id, private=arguments.private)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

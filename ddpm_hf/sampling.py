@@ -1,0 +1,122 @@
+"""Sampling many images by name of sampler and class: what the command line and the evaluation share."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.figures import pick_frames
+from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.samplers import make_scheduler
+
+
+@dataclass
+class Generated:
+    """Images with their labels and seeds, and, where asked for, frames of the denoising (lists of images)."""
+
+    images: list[Image.Image] = field(default_factory=list)
+    labels: list[int] | None = None
+    frames: list[list[Image.Image]] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``images`` uint8 (N, H, W) or (N, H, W, 3), ``labels`` int64 (N,) where there are labels."""
+        arrays = {"images": np.stack([np.asarray(image) for image in self.images])}
+        if self.labels is not None:
+            arrays["labels"] = np.asarray(self.labels, dtype=np.int64)
+        return arrays
+
+
+def with_sampler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
+    """A pipeline with the sampler called ``name``, sharing the network: schedulers have state, networks have not."""
+    settings = {key: pipeline.config.get(key) for key in ("id2label", "output_height", "output_width")}
+    other = MyDDPMPipeline(pipeline.unet, make_scheduler(name, pipeline.scheduler), **settings)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def class_names(pipeline: MyDDPMPipeline) -> list[str]:
+    """Names of the classes in the order of their labels, numbers where there are no names; [] if unconditional."""
+    names = pipeline.config.get("id2label") or {}
+    return [names.get(str(i), str(i)) for i in range(pipeline.num_classes or 0)]
+
+
+def labels_by_name(pipeline: MyDDPMPipeline, text: str | None) -> list[int] | None:
+    """Labels from 'Bag' or '0,3,Bag'.
+
+    Raises:
+        UserError: for a class the model has not.
+    """
+    if text is None:
+        return None
+    names = class_names(pipeline)
+    if not names:
+        raise UserError("--labels was given, but the model is unconditional.")
+    return [_label_of(part.strip(), names) for part in text.split(",")]
+
+
+def _label_of(text: str, names: list[str]) -> int:
+    lowered = [name.lower() for name in names]
+    if text.lower() in lowered:
+        return lowered.index(text.lower())
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise UserError(f"the model has no class {text!r}; {nearest(text, names)}")
+
+
+def labels_in_turn(pipeline: MyDDPMPipeline, seeds: range, chosen: list[int] | None = None) -> list[int] | None:
+    """A label for every seed: seed s gets the s-th of ``chosen`` (all classes when None), round and round."""
+    if pipeline.num_classes is None:
+        return None
+    chosen = chosen or list(range(pipeline.num_classes))
+    return [chosen[seed % len(chosen)] for seed in seeds]
+
+
+def generate(
+    pipeline: MyDDPMPipeline,
+    num_images: int,
+    *,
+    labels: list[int] | None = None,
+    guidance_scale: float = 1.0,
+    steps: int = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_frames: int = 0,
+) -> Generated:
+    """Images of the seeds seed, seed + 1, ..., each the same picture whatever batch it is made in.
+
+    Args:
+        labels: classes taken in turn by the seeds; None is all classes of a conditional model.
+        num_frames: also keep so many frames, evenly spaced over the steps, the finished images last.
+
+    Raises:
+        UserError: for a value out of range.
+    """
+    seeds = range(seed, seed + num_images)
+    result = Generated(labels=labels_in_turn(pipeline, seeds, labels))
+    with tqdm(total=steps * -(-num_images // batch_size), unit="step", desc="denoising", leave=False) as progress:
+        for start in range(0, num_images, batch_size):
+            chunk = seeds[start : start + batch_size]
+            chunk_labels = result.labels and result.labels[start : start + batch_size]
+            frames = _denoise(pipeline, chunk, chunk_labels, guidance_scale, steps, num_frames, progress)
+            result.images += frames[-1]
+            if num_frames:
+                result.frames = [old + new for old, new in zip(result.frames, frames)] or frames
+    return result
+
+
+@torch.inference_mode()
+def _denoise(pipeline, seeds, labels, guidance_scale, steps, num_frames, progress) -> list[list[Image.Image]]:
+    """Frames of one batch, the finished images last."""
+    frames = []
+    try:
+        for step in pipeline.denoise(len(seeds), labels, guidance_scale, steps, seed=list(seeds)):
+            progress.update()
+            total = len(pipeline.scheduler.timesteps)
+            if step.index == total - 1 or step.index in pick_frames(num_frames, total):
+                frames.append(pipeline.postprocess(pipeline.unit_variance(step.sample)))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return frames
