@@ -138,9 +138,7 @@ def _export(arguments):
 
     from ddpm_hf.hub import export_pipeline, load_pipeline
 
-    export_pipeline(
-        arguments.output, load_pipeline(arguments.model), dtype=torch.float16 if arguments.half else None
-    )
+    export_pipeline(arguments.output, load_pipeline(arguments.model), dtype=torch.float16 if arguments.half else None)
     print(f"wrote {arguments.output}")
 
 

@@ -77,7 +77,7 @@ class MyDDPMPipeline(DiffusionPipeline):
 
         Args:
             batch_size: number of images B.
-            class_labels: one label for all or B of them, in [0, num_classes]; num_classes is the null class, as is None.
+            class_labels: one label for all or B of them, in [0, num_classes]; the last, like None, is the null class.
             guidance_scale: w in eps = eps_null + w (eps_class - eps_null) (Ho and Salimans 2022); 1 is off.
             num_inference_steps: steps of the scheduler, in [1, T]; None is all T.
             generator: source of all noise. A list of B gives every image its own.
@@ -136,9 +136,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}.")
-        steps = self.denoise(
-            batch_size, class_labels, guidance_scale, num_inference_steps, generator, seed, latents
-        )
+        steps = self.denoise(batch_size, class_labels, guidance_scale, num_inference_steps, generator, seed, latents)
         sample = None
         for step in self.progress_bar(steps):
             sample = step.sample

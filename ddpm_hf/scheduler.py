@@ -4,6 +4,8 @@ This file is uploaded beside the weights of every model, so it imports only the 
 diffusers. Equation numbers are those of Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
 """
 
+from typing import ClassVar
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
@@ -52,7 +54,7 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
         ValueError: for a value outside these choices.
     """
 
-    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+    _compatibles: ClassVar = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
     order = 1
 
     @register_to_config
@@ -83,6 +85,10 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
                 "rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample': at zero signal-to-noise "
                 "ratio the noise says nothing about the image."
             )
+        # diffusers' from_config leaves out what was not given by keyword, and the other class's defaults then win:
+        # DDPMScheduler would clip and use fixed_small
+        self.register_to_config(_use_default_values=[])
+
         # float64 while the products build up; float32 is what the images are in
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
         if rescale_betas_zero_snr:
@@ -207,14 +213,16 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
         alpha = alpha_bar / alpha_bar_previous  # over several training steps when some are left out
         beta = 1 - alpha
 
-        x0 = self._predict_x0(model_output, sample, alpha_bar)
+        # x_0 = p x_t + q output, and the mean of q(x_{t-1} | x_t, x_0) of equation 7 is a x_0 + b x_t
+        p, q = self._x0_coefficients(alpha_bar)
+        a = alpha_bar_previous**0.5 * beta / (1 - alpha_bar)
+        b = alpha**0.5 * (1 - alpha_bar_previous) / (1 - alpha_bar)
+        x0 = p * sample + q * model_output
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-
-        # mean of q(x_{t-1} | x_t, x_0), equation 7
-        x0_coefficient = alpha_bar_previous**0.5 * beta / (1 - alpha_bar)
-        xt_coefficient = alpha**0.5 * (1 - alpha_bar_previous) / (1 - alpha_bar)
-        prev_sample = x0_coefficient * x0 + xt_coefficient * sample
+            prev_sample = a * x0 + b * sample
+        else:  # one sum, equation 11: going through x_0, huge at large t, would cost three digits of float32
+            prev_sample = (a * p + b) * sample + a * q * model_output
 
         if previous >= 0:
             variance = beta
@@ -227,9 +235,11 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, x0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
-    def _predict_x0(self, model_output, sample, alpha_bar: float) -> torch.Tensor:
+    def _x0_coefficients(self, alpha_bar: float) -> tuple[float, float]:
+        """p and q in x_0 = p x_t + q output."""
+        signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if self.config.prediction_type == "sample":
-            return model_output
+            return 0.0, 1.0
         if self.config.prediction_type == "epsilon":  # equation 4 solved for x_0
-            return (sample - (1 - alpha_bar) ** 0.5 * model_output) / alpha_bar**0.5
-        return alpha_bar**0.5 * sample - (1 - alpha_bar) ** 0.5 * model_output
+            return 1 / signal, -sigma / signal
+        return signal, -sigma

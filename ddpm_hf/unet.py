@@ -228,9 +228,7 @@ class MyUNet(ModelMixin, ConfigMixin):
         self.up = nn.ModuleList()
         for i in reversed(range(len(widths) - 1)):
             width_out = widths[max(i - 1, 0)]
-            self.up.append(
-                Level(sizes[i], 2 * widths[i], widths[i], width_out, time_embed_dim, block, attention(i))
-            )
+            self.up.append(Level(sizes[i], 2 * widths[i], widths[i], width_out, time_embed_dim, block, attention(i)))
         self.out_conv = nn.Conv2d(widths[0], out_channels, 1)
         self.gradient_checkpointing = False
 

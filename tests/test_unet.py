@@ -1,0 +1,208 @@
+"""MyUNet: the seed's parameter counts, an oracle for its attention, and every setting."""
+
+import pytest
+import torch
+from conftest import tiny_unet
+from torch import nn
+
+from ddpm_hf.unet import ImageLayerNorm, MyBlock, MyTESA, MyUNet, TimestepTable, sinusoidal_embedding
+
+
+@pytest.mark.parametrize(("channels", "total", "trainable"), [(1, 20_722_881, 20_594_881), (3, 20_728_259, 20_600_259)])
+def test_parameter_counts_are_those_the_seed_published(channels, total, trainable):
+    unet = MyUNet(in_channels=channels, out_channels=channels)
+    assert sum(p.numel() for p in unet.parameters()) == total
+    assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == trainable
+
+
+def test_defaults_are_the_flowers_network():
+    config = MyUNet().config
+    assert (config.in_channels, config.sample_size, config.num_train_timesteps) == (3, 32, 500)
+
+
+def test_attention_equals_torchs_encoder_layer():
+    torch.manual_seed(0)
+    ours = MyTESA(16, 8, num_heads=4, dim_feedforward=32)
+    theirs = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, activation="gelu", norm_first=True, batch_first=True)
+    attention = theirs.self_attn
+    ours.to_qkv.weight.data, ours.to_qkv.bias.data = attention.in_proj_weight.data, attention.in_proj_bias.data
+    for mine, other in [
+        (ours.to_out, attention.out_proj),
+        (ours.linear1, theirs.linear1),
+        (ours.linear2, theirs.linear2),
+        (ours.norm1, theirs.norm1),
+        (ours.norm2, theirs.norm2),
+    ]:
+        mine.load_state_dict(other.state_dict())
+    x = torch.randn(2, 16, 8, 8)
+    expected = theirs(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+    assert (ours(x) - expected).abs().max() < 1e-5
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_block_is_what_its_docstring_says():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    block = MyBlock((4, 8, 8), 4, 8, num_groups=2)
+    h = nn.functional.layer_norm(x, (4, 8, 8))
+    h = nn.functional.silu(nn.functional.group_norm(block.conv1(h), 2))
+    expected = nn.functional.silu(nn.functional.group_norm(block.conv2(h), 2))
+    assert (block(x) - expected).abs().max() < 1e-5
+
+    residual = MyBlock((4, 8, 8), 4, 8, num_groups=2, residual=True, normalize=False)
+    h = nn.functional.silu(nn.functional.group_norm(residual.conv1(x), 2))
+    expected = residual.skip(x) + nn.functional.group_norm(residual.conv2(h), 2)
+    assert (residual(x) - expected).abs().max() < 1e-5
+
+
+def test_time_table_rows_and_fractions():
+    table = TimestepTable(100, 16)
+    rows = table(torch.tensor([0, 7, 99]))
+    assert torch.equal(rows, sinusoidal_embedding(100, 16)[[0, 7, 99]])
+    frequencies = 10_000 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    t = torch.tensor([0.1, 7.25, 98.999])
+    angles = t.double()[:, None] * frequencies
+    expected = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
+    assert (table(t) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layer_norm_in_both_memory_formats(memory_format):
+    torch.manual_seed(0)
+    norm = ImageLayerNorm((4, 6, 6))
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 6, 6)
+    expected = nn.functional.layer_norm(x, (4, 6, 6), norm.weight, norm.bias)
+    out = norm(x.to(memory_format=memory_format))
+    assert (out - expected).abs().max() < 1e-5
+    assert out.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"in_channels": 3, "out_channels": 3},
+        {"sample_size": 12, "block_out_channels": (8, 16, 24)},
+        {"block_out_channels": (8, 16, 24, 32)},
+        {"attention_levels": ()},
+        {"attention_levels": (1,)},
+        {"num_attention_heads": 1},
+        {"residual": True},
+        {"normalize_input": False},
+        {"residual": True, "normalize_input": False, "num_class_embeds": 3},
+        {"dropout": 0.5},
+        {"norm_num_groups": 2, "time_embed_dim": 8},
+    ],
+    ids=str,
+)
+def test_every_setting_trains_every_parameter(settings):
+    unet = tiny_unet(**settings).train()
+    config = unet.config
+    x = torch.randn(2, config.in_channels, config.sample_size, config.sample_size)
+    labels = None if config.num_class_embeds is None else torch.tensor([0, 3])
+    out = unet(x, torch.tensor([3, 17]), labels).sample
+    assert out.shape == x.shape
+    out.square().mean().backward()
+    without = [name for name, p in unet.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
+    # a bias in front of a GroupNorm of one channel a group, or a norm's weight after it, may have no gradient
+    assert not [name for name in without if not name.endswith("bias")]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        unet = tiny_unet().train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        unet(x, 3).sample.square().mean().backward()
+        gradients.append([p.grad for p in unet.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_timestep_in_every_form_means_the_same():
+    unet = tiny_unet()
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        expected = unet(x, 7).sample
+        for timestep in (7.0, torch.tensor(7), torch.tensor(7.0), torch.tensor([7]), torch.tensor([7, 7, 7])):
+            assert torch.equal(unet(x, timestep).sample, expected)
+        assert not torch.equal(unet(x, 7.5).sample, expected)
+        mixed = unet(x, torch.tensor([2.0, 7.0, 19.0])).sample
+        assert (mixed[1] - expected[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("timestep", [20, -1, 19.5, float("nan"), torch.tensor([3, 20]), torch.tensor([-1.0, 3])])
+def test_timesteps_beyond_the_table_are_refused(timestep):
+    with pytest.raises(ValueError, match=r"timestep must lie in \[0, 19\]"):
+        tiny_unet()(torch.randn(2, 1, 8, 8), timestep)
+
+
+def test_class_labels():
+    unet = tiny_unet(num_class_embeds=3)
+    x = torch.randn(2, 1, 8, 8)
+    null = unet(x, 3).sample
+    assert torch.equal(null, unet(x, 3, torch.tensor([3, 3])).sample)
+    assert not torch.equal(null, unet(x, 3, torch.tensor([0, 1])).sample)
+    with pytest.raises(ValueError, match=r"class_labels must lie in \[0, 3\]"):
+        unet(x, 3, torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="unconditional"):
+        tiny_unet()(x, 3, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 8, 8), (1, 8, 8), (2, 1, 8, 7)])
+def test_input_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"sample must have shape \(B, 1, 8, 8\)"):
+        tiny_unet()(torch.randn(shape), 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_size": 28, "block_out_channels": (8, 16, 24, 32)}, "not divisible by 8.*nearest.* (24|32)"),
+        ({"block_out_channels": (8,)}, "at least 2 widths"),
+        ({"norm_num_groups": 3}, "norm_num_groups=3 must divide"),
+        ({"num_attention_heads": 3}, "num_attention_heads=3 must divide"),
+        ({"attention_levels": (2,)}, "levels go from 0 to 1"),
+        ({"time_embed_dim": 15}, "must be even"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(**settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_close_to_single(dtype):
+    unet = tiny_unet(num_class_embeds=2)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = unet(x, 7, torch.tensor([0, 1])).sample
+        out = unet.to(dtype)(x.to(dtype), 7, torch.tensor([0, 1])).sample
+    assert out.dtype == dtype
+    assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_channels_last_is_the_same_function():
+    unet = tiny_unet()
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = unet(x, 7).sample
+        out = unet.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), 7).sample
+    assert (out - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks_and_still_checks_timesteps():
+    unet = tiny_unet(num_class_embeds=2, attention_levels=(1,))
+    compiled = torch.compile(unet, fullgraph=True)
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        for timestep in (torch.tensor([3.0, 7.5]), torch.tensor([0.0, 19.0])):
+            out = compiled(x, timestep, labels).sample
+            assert (out - unet(x, timestep, labels).sample).abs().max() < 1e-4
+        for wrong in (torch.tensor([3.0, 20.0]), torch.tensor([-1.0, 3.0])):
+            with pytest.raises(RuntimeError, match="timestep must lie in"):
+                compiled(x, wrong, labels)
