@@ -1,0 +1,66 @@
+"""The Space's entry: ``python app.py [--model PATH_OR_ID] [--port P]`` serves the page for one model."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+
+from ddpm_hf.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Serve the page until interrupted; 0 after that, 2 for a mistake of the user's, told in one line."""
+    try:
+        arguments = _parse(argv)
+        _serve(arguments.model or os.environ.get("MODEL_ID") or None, arguments.port)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (see python app.py --help).")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="app.py", description="Watch a diffusion model turn noise into pictures, in a browser.")
+    parser.add_argument("--model", help="folder or Hub id of a pipeline (default: $MODEL_ID, or the embedded model)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    arguments = parser.parse_args(argv)
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise UserError(f"--port must lie in [1, 65535], got {arguments.port}.")
+    return arguments
+
+
+def _serve(model: str | None, port: int | None):
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+
+    from ddpm_hf.devices import best_device, best_dtype
+    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.ui.look import launch_options
+    from ddpm_hf.ui.page import build_page, model_name
+    from ddpm_hf.ui.runs import Engine
+
+    device = best_device()
+    engine = Engine(load_pipeline(model, device=device, dtype=best_dtype(device)))
+    page = build_page(engine, model_name(model))
+    host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
+    try:
+        _, url, _ = page.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **launch_options()
+        )
+    except OSError:
+        taken = f"port {port} is" if port else "ports 7860 to 7959 are"
+        raise UserError(f"{taken} in use: choose another with --port.") from None
+    print(f"open {url}", flush=True)
+    stopped.wait()
+    page.close(verbose=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
