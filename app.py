@@ -42,13 +42,16 @@ def _serve(model: str | None, port: int | None):
 
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_pipeline
+
+    device = best_device()
+    pipeline = load_pipeline(model, device=device, dtype=best_dtype(device))
+
+    # after the model, so that a wrong one is told at once: this takes seconds
     from ddpm_hf.ui.look import launch_options
     from ddpm_hf.ui.page import build_page, model_name
     from ddpm_hf.ui.runs import Engine
 
-    device = best_device()
-    engine = Engine(load_pipeline(model, device=device, dtype=best_dtype(device)))
-    page = build_page(engine, model_name(model))
+    page = build_page(Engine(pipeline), model_name(model))
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:
         _, url, _ = page.launch(

@@ -1,0 +1,90 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ui"))  # app_server is shared with the tests over HTTP
+
+DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium: Debian's where there is one, else Playwright's own."""
+    try:
+        from playwright.sync_api import sync_playwright
+
+        playwright = sync_playwright().start()
+        try:
+            path = DEBIAN_CHROMIUM if DEBIAN_CHROMIUM.exists() else None
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        except Exception:
+            playwright.stop()
+            raise
+    except Exception as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no browser: pip install playwright && playwright install chromium ({type(error).__name__})")
+    yield browser
+    browser.close()
+    playwright.stop()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """Starts the app on a tiny model, conditional or not, once each."""
+    from app_server import AppServer, export_tiny
+
+    running = {}
+
+    def server(conditional: bool) -> AppServer:
+        if conditional not in running:
+            folder = tmp_path_factory.mktemp("models") / ("shapes" if conditional else "colours")
+            export_tiny(folder, conditional=conditional)
+            running[conditional] = AppServer(folder, tmp_path_factory.mktemp("scratch"))
+        return running[conditional]
+
+    yield server
+    for each in running.values():
+        each.stop()
+
+
+@pytest.fixture
+def open_page(browser, servers):
+    """Opens the page; at the end of the test there must have been nothing on its console."""
+    contexts, complaints = [], []
+
+    def open_page(conditional=True, width=1280, height=900, dark=False):
+        scheme = "dark" if dark else "light"
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+        page.goto(servers(conditional).url)
+        page.wait_for_selector(".stage")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []

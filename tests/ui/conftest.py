@@ -1,0 +1,35 @@
+import pytest
+import torch
+from app_server import AppServer, export_tiny, tiny_pipeline
+
+from ddpm_hf.ui.runs import Engine
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Networks this small are fastest with one thread, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """A tiny conditional model, in this process."""
+    return Engine(tiny_pipeline(conditional=True))
+
+
+@pytest.fixture(scope="session")
+def plain_engine() -> Engine:
+    """A tiny unconditional RGB model, in this process."""
+    return Engine(tiny_pipeline(conditional=False))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The app as a process, on a tiny conditional model."""
+    model = export_tiny(tmp_path_factory.mktemp("models") / "shapes", conditional=True)
+    server = AppServer(model, tmp_path_factory.mktemp("scratch"))
+    yield server
+    server.stop()

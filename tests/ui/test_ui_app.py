@@ -1,0 +1,235 @@
+"""The app as a real process, over real HTTP, with the front end's own checks left out."""
+
+import base64
+import io
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+import uuid
+
+import httpx
+import pytest
+from app_server import NAMES, ROOT, AppServer, export_tiny, run_app
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+LONG = {"num_images": 16, "sampler": "ddpm", "steps": 1000, "guidance_scale": 1.0}
+PAGE_VALUES = {"num_images": 4, "class_name": "any", "sampler": "dpm", "steps": 5, "guidance_scale": 1.0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    client = Client(server.url, verbose=False)
+    yield client
+    client.close()
+
+
+def page_function(url: str) -> int:
+    """Index of the handler behind the Generate button, which has no name of its own."""
+    config = httpx.get(f"{url}/config", timeout=60).json()
+    buttons = {c["id"] for c in config["components"] if c["props"].get("elem_id") == "generate"}
+    found = [d for d in config["dependencies"] if any(target[0] in buttons for target in d["targets"]) and d["outputs"]]
+    assert len(found) == 1
+    return found[0]["id"]
+
+
+def join(url: str, function: int, data: list) -> str:
+    """Press the button as a program would; returns the session. JSON with NaN, as browsers cannot but programs can."""
+    session = uuid.uuid4().hex
+    body = json.dumps({"data": data, "fn_index": function, "session_hash": session})
+    headers = {"content-type": "application/json"}
+    httpx.post(f"{url}/gradio_api/queue/join", content=body, headers=headers, timeout=60).raise_for_status()
+    return session
+
+
+def messages(url: str, session: str):
+    with httpx.stream("GET", f"{url}/gradio_api/queue/data", params={"session_hash": session}, timeout=120) as response:
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line[5:])
+
+
+def outcome(url: str, function: int, data: list) -> dict:
+    return next(m for m in messages(url, join(url, function, data)) if m["msg"] == "process_completed")
+
+
+# ---- programs
+
+
+def test_generate_with_gradio_client(client):
+    answer = client.predict(num_images=3, steps=5, seed=41, api_name="/generate")
+    assert answer["done"] is True and answer["step"] == answer["total"] == 5
+    assert [image["seed"] for image in answer["images"]] == [41, 42, 43]
+    assert [image["name"] for image in answer["images"]] == [NAMES[seed % 3] for seed in (41, 42, 43)]
+    for image in answer["images"]:
+        picture = Image.open(io.BytesIO(base64.b64decode(image["png"])))
+        assert (picture.format, picture.size, picture.mode) == ("PNG", (14, 14), "L")
+    again = client.predict(num_images=1, class_name=NAMES[42 % 3], steps=5, seed=42, api_name="/generate")
+    assert again["images"][0] == answer["images"][1]
+
+
+def test_generate_reports_progress(client):
+    job = client.submit(**{**LONG, "steps": 150}, api_name="/generate")
+    job.result(timeout=120)
+    reports = [report for report in job.outputs() if not report["done"]]
+    assert reports and all(report["total"] == 150 for report in reports)
+    assert [report["step"] for report in reports] == sorted(report["step"] for report in reports)
+
+
+def test_generate_with_curl(server):
+    """The two calls that the API page shows."""
+    body = json.dumps({"data": [2, "square", 1, "ddim", 4, 7]})
+    start = [
+        "curl",
+        "-s",
+        "-X",
+        "POST",
+        f"{server.url}/gradio_api/call/generate",
+        "-H",
+        "Content-Type: application/json",
+    ]
+    event = json.loads(subprocess.run([*start, "-d", body], capture_output=True, check=True, timeout=60).stdout)
+    url = f"{server.url}/gradio_api/call/generate/{event['event_id']}"
+    lines = subprocess.run(["curl", "-sN", url], capture_output=True, check=True, text=True, timeout=60).stdout.split(
+        "\n"
+    )
+    data = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))
+    assert [(image["seed"], image["name"]) for image in data[0]["images"]] == [(7, "square"), (8, "square")]
+
+
+def test_generate_is_documented(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(endpoints) == ["/generate"]
+    parameters = {p["parameter_name"]: p for p in endpoints["/generate"]["parameters"]}
+    assert list(parameters) == ["num_images", "class_name", "guidance_scale", "sampler", "steps", "seed"]
+    assert parameters["steps"]["type"] == {"type": "integer"} and parameters["steps"]["parameter_default"] == 20
+    assert "seed" in endpoints["/generate"]["description"]
+
+
+# ---- what must be refused
+
+BAD = [
+    *[("steps", value) for value in (math.nan, math.inf, None, True, 2.5, "5", [5], {}, 0, -1, 1001, 10**30)],
+    *[("num_images", value) for value in (math.nan, None, False, 1.5, "4", [4], 0, 65)],
+    *[("seed", value) for value in (math.nan, None, True, 0.5, "0", [0], -1, 2**32)],
+    *[("guidance_scale", value) for value in (math.nan, -math.inf, None, True, "1", [1], 21)],
+    *[("sampler", value) for value in (None, True, 1, "magic", ["dpm"], "../../etc/passwd")],
+    *[("class_name", value) for value in (None, True, 1.0, "hat", ["circle"], {"a": 1}, "<script>alert(1)</script>")],
+]
+
+
+def check_refusal(message: str | None):
+    assert message and "\n" not in message and len(message) < 300
+    assert "Traceback" not in message and ".py" not in message and "<script" not in message
+
+
+def test_page_refuses_each_bad_value_over_http(server):
+    function = page_function(server.url)
+    for name, value in BAD:
+        completed = outcome(server.url, function, list({**PAGE_VALUES, name: value}.values()))
+        assert completed["success"] is False, (name, value)
+        check_refusal(completed["output"]["error"])
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_api_refuses_each_bad_value_over_http(server, client):
+    for name, value in BAD:
+        if isinstance(value, float) and not math.isfinite(value):
+            continue  # the client's JSON has no such numbers; the page's test sends them
+        with pytest.raises(AppError) as caught:
+            client.predict(**{name: value}, api_name="/generate")
+        check_refusal(str(caught.value))
+    with pytest.raises(AppError, match="too much work"):
+        client.predict(num_images=64, steps=1000, api_name="/generate")
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_page_works_after_all_that(server):
+    assert outcome(server.url, page_function(server.url), list(PAGE_VALUES.values()))["success"] is True
+
+
+# ---- visitors who leave
+
+
+def test_a_dropped_connection_frees_the_model(server, client):
+    function = page_function(server.url)
+    session = join(server.url, function, list({**PAGE_VALUES, **LONG}.values()))
+    stream = messages(server.url, session)
+    next(m for m in stream if m["msg"] == "process_generating")
+    started = time.monotonic()
+    stream.close()
+    client.predict(num_images=1, steps=1, api_name="/generate")
+    # the run that was left has most of its steps to go; waiting for it would take many seconds
+    assert time.monotonic() - started < 4
+
+
+def test_runs_leave_no_files(server, client):
+    client.predict(num_images=2, steps=2, api_name="/generate")
+    outcome(server.url, page_function(server.url), list(PAGE_VALUES.values()))
+    assert [path for path in server.scratch.rglob("*") if path.is_file()] == []
+
+
+# ---- starting and ending
+
+
+def failed_start(*arguments: str, **environment: str) -> str:
+    process = run_app(*arguments, **environment)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2, errors
+    assert errors.count("\n") == 1 and errors.startswith("error: ") and "Traceback" not in errors
+    return errors
+
+
+def test_missing_model_is_one_line():
+    assert "is not there" in failed_start("--model", "./no-such-model")
+
+
+def test_model_from_the_environment(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "unet" in failed_start(MODEL_ID=str(tmp_path))
+
+
+def test_port_in_use_is_one_line(server, tmp_path):
+    model = export_tiny(tmp_path / "plain", conditional=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port} is in use" in failed_start("--model", str(model), "--port", str(port))
+
+
+@pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"], ["--prot", "1"]])
+def test_bad_arguments_are_one_line(arguments):
+    failed_start(*arguments)
+
+
+def test_unconditional_model_on_a_space_and_sigterm(tmp_path):
+    """A Space is reached from outside; SIGTERM ends it with status 0, also in the middle of a run."""
+    server = AppServer(
+        export_tiny(tmp_path / "plain", conditional=False), tmp_path / "scratch", SPACE_ID="someone/space"
+    )
+    try:
+        config = httpx.get(f"{server.url}/config", timeout=60).json()
+        labels = [component["props"].get("label") for component in config["components"]]
+        assert "Seed" in labels and "Class" not in labels and not any("Guidance" in str(label) for label in labels)
+        values = [16, "ddpm", 1000, 0]
+        stream = messages(server.url, join(server.url, page_function(server.url), values))
+        next(m for m in stream if m["msg"] == "process_generating")
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 15
+    finally:
+        server.process.kill()
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_importing_the_app_does_nothing():
+    code = "import app, sys; print([name for name in ('torch', 'gradio', 'diffusers') if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.strip() == "[]" and result.stderr == ""

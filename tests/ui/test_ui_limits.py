@@ -1,0 +1,97 @@
+"""Limits: what passes, and one clear line for everything else."""
+
+import math
+
+import pytest
+from app_server import NAMES
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.samplers import SAMPLERS
+from ddpm_hf.ui.limits import MAX_SEED, Limits, network_calls
+
+LIMITS = Limits(classes=tuple(NAMES), max_steps=1000)
+PLAIN = Limits(classes=(), max_steps=500)
+
+NOT_NUMBERS = [None, True, False, "16", "", [16], [], {"a": 1}, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+BAD = [
+    *[("num_images", value) for value in [*NOT_NUMBERS, 0, -1, 65, 1.5, 1e300]],
+    *[("steps", value) for value in [*NOT_NUMBERS, 0, -1, 1001, 19.5, 1e300]],
+    *[("seed", value) for value in [*NOT_NUMBERS, -1, MAX_SEED + 1, 0.5]],
+    *[("guidance_scale", value) for value in [*NOT_NUMBERS, -0.1, 20.1]],
+    *[("sampler", value) for value in [None, True, 3, "nonsense", "", ["dpm"], {}, math.nan, "x" * 10**6, "\0\n"]],
+    *[
+        ("class_name", value)
+        for value in [None, True, -1, 3, 1.0, "hat", "", ["circle"], {}, math.nan, "9" * 5000, "²"]
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda value: repr(value)[:20])
+def test_refuses_with_one_line(name, value):
+    with pytest.raises(UserError) as caught:
+        LIMITS.check(**{name: value})
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 300
+    assert "<" not in message.replace("<b>star</b>", "")
+
+
+@pytest.mark.parametrize("value", ["<img src=x onerror=alert(1)>", "&lt;script&gt;", "`${1}`"])
+@pytest.mark.parametrize("name", ["sampler", "class_name", "seed"])
+def test_echoes_no_markup(name, value):
+    with pytest.raises(UserError) as caught:
+        Limits(classes=("circle",), max_steps=10).check(**{name: value})
+    assert not set("<>&`") & set(str(caught.value))
+
+
+def test_says_what_would_be_right():
+    with pytest.raises(UserError, match="steps must be a whole number from 1 to 1000, not NaN"):
+        LIMITS.check(steps=math.nan)
+    with pytest.raises(UserError, match="did you mean 'euler'"):
+        LIMITS.check(sampler="eular")
+    with pytest.raises(UserError, match="did you mean 'circle'"):
+        LIMITS.check(class_name="circel")
+
+
+def test_accepts_the_edges():
+    settings = LIMITS.check(
+        num_images=64, steps=250.0, seed=MAX_SEED, guidance_scale=1, sampler="ddim", class_name="any"
+    )
+    assert (settings.num_images, settings.steps, settings.seed, settings.label) == (64, 250, MAX_SEED, None)
+    assert isinstance(settings.steps, int)
+    assert list(settings.seeds[:2]) == [MAX_SEED, MAX_SEED + 1]
+    assert LIMITS.check(steps=1, num_images=1, seed=0, guidance_scale=0).guidance_scale == 0
+
+
+@pytest.mark.parametrize(("value", "label"), [("square", 1), ("SQUARE", 1), (2, 2), ("2", 2), ("any", None)])
+def test_classes_by_name_and_number(value, label):
+    assert LIMITS.check(class_name=value).label == label
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_bounds_the_work(sampler):
+    settings = LIMITS.check(num_images=8, steps=1000, sampler=sampler, guidance_scale=1)
+    assert settings.num_images * network_calls(settings) <= LIMITS.max_work
+    for images, steps, guidance in [(64, 1000, 1), (16, 1000, 2), (64, 251, 1)]:
+        with pytest.raises(UserError, match=r"too much work: take at most [1-9]\d* steps or [1-9]\d* images"):
+            LIMITS.check(num_images=images, steps=steps, sampler=sampler, guidance_scale=guidance)
+
+
+def test_advice_on_too_much_work_is_within_the_limits():
+    with pytest.raises(UserError, match="at most 125 steps or 8 images"):
+        LIMITS.check(num_images=64, steps=1000, guidance_scale=2)
+    LIMITS.check(num_images=64, steps=125, guidance_scale=2)
+    LIMITS.check(num_images=8, steps=1000, guidance_scale=2)
+
+
+def test_unconditional_models_have_neither_class_nor_guidance():
+    assert PLAIN.check().label is None
+    with pytest.raises(UserError, match="no classes"):
+        PLAIN.check(class_name="circle")
+    with pytest.raises(UserError, match="no classes"):
+        PLAIN.check(guidance_scale=2)
+    with pytest.raises(UserError, match="from 1 to 500"):
+        PLAIN.check(steps=501)
+
+
+def test_default_steps_fit_a_short_process():
+    assert Limits(classes=(), max_steps=8).default_steps == 8

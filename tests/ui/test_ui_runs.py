@@ -1,0 +1,176 @@
+"""Runs: every frame is delivered, seeds mean what they mean elsewhere, and closing ends the work."""
+
+import asyncio
+import base64
+import dataclasses
+import io
+import threading
+import time
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+from test_ui_frames import decoded
+
+from ddpm_hf.samplers import SAMPLERS
+from ddpm_hf.sampling import generate, with_sampler
+from ddpm_hf.ui import runs
+from ddpm_hf.ui.runs import Engine, Window, generate_for_program, stream_to_stage
+
+REQUEST = {"num_images": 4, "steps": 6, "seed": 11}
+
+
+async def collected(stream) -> list:
+    return [value async for value in stream]
+
+
+def drain(stream) -> list:
+    return asyncio.run(collected(stream))
+
+
+def run_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "run"]
+
+
+def wait_for_end(deadline=30.0):
+    start = time.monotonic()
+    while run_threads() and time.monotonic() - start < deadline:
+        time.sleep(0.01)
+    assert not run_threads()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("which", ["engine", "plain_engine"])
+def test_every_frame_arrives_and_the_last_is_exact(which, sampler, request):
+    engine = request.getfixturevalue(which)
+    values = drain(stream_to_stage(engine, {**REQUEST, "sampler": sampler}))
+    frames = {}
+    for value in values:
+        frames |= value["frames"]
+    last = values[-1]
+    assert (last["state"], last["steps"]) == ("done", 6)
+    assert sorted(map(int, frames)) == list(range(last["total"] + 1))
+    expected = generate(with_sampler(engine.pipeline, sampler), 4, steps=6, seed=11).images
+    width, height = last["tile"]
+    sheet = decoded(frames[str(last["total"])]["src"])
+    for i, image in enumerate(expected):
+        x, y = i % 2 * width, i // 2 * height
+        assert np.array_equal(np.asarray(sheet.crop((x, y, x + width, y + height))), np.asarray(image))
+
+
+def test_values_describe_the_run(engine):
+    values = drain(stream_to_stage(engine, REQUEST))
+    assert len({value["run"] for value in values}) == 1
+    assert values[-1]["seeds"] == [11, 12, 13, 14]
+    assert values[-1]["names"] == [["circle", "square", "<b>star</b>"][seed % 3] for seed in values[-1]["seeds"]]
+    times = [frame["t"] for _, frame in sorted(values[-1]["frames"].items(), key=lambda item: int(item[0]))]
+    assert times[0] == 1000 and times == sorted(times, reverse=True)
+
+
+def test_one_class_for_all(engine):
+    values = drain(stream_to_stage(engine, {**REQUEST, "class_name": "square"}))
+    assert values[-1]["names"] == ["square"] * 4
+
+
+def test_program_gets_the_same_pictures(engine):
+    *progress, answer = drain(generate_for_program(engine, REQUEST))
+    assert all(report["done"] is False for report in progress)
+    assert answer["done"] and answer["settings"]["steps"] == 6
+    expected = generate(with_sampler(engine.pipeline, "dpm"), 4, steps=6, seed=11)
+    for image, label, part in zip(expected.images, expected.labels, answer["images"]):
+        found = Image.open(io.BytesIO(base64.b64decode(part["png"])))
+        assert np.array_equal(np.asarray(found), np.asarray(image)) and part["label"] == label
+    assert [part["seed"] for part in answer["images"]] == [11, 12, 13, 14]
+
+
+def test_runs_do_not_share_a_scheduler(engine):
+    """Two at once, of different lengths and samplers, are what each is alone."""
+
+    async def both():
+        requests = [{**REQUEST, "sampler": "dpm"}, {**REQUEST, "sampler": "euler", "steps": 9}]
+        return await asyncio.gather(*[collected(generate_for_program(engine, values)) for values in requests])
+
+    for answers, (sampler, steps) in zip(asyncio.run(both()), [("dpm", 6), ("euler", 9)]):
+        alone = drain(generate_for_program(engine, {**REQUEST, "sampler": sampler, "steps": steps}))
+        assert answers[-1]["images"] == alone[-1]["images"]
+
+
+def test_a_bad_request_raises_before_any_work(engine):
+    with pytest.raises(gr.Error) as caught:
+        drain(stream_to_stage(engine, {"steps": float("nan")}))
+    assert caught.value.message == "Steps must be a whole number from 1 to 1000, not NaN."
+    assert caught.value.print_exception is False
+    assert not run_threads()
+
+
+@pytest.mark.parametrize("stream", [stream_to_stage, generate_for_program])
+def test_closing_stops_within_a_step(engine, stream):
+    async def leave():
+        values = stream(engine, {"num_images": 4, "steps": 1000, "sampler": "ddpm"})
+        await anext(values)
+        await values.aclose()
+
+    asyncio.run(leave())
+    wait_for_end(2)
+
+
+@pytest.mark.parametrize("stream", [stream_to_stage, generate_for_program])
+def test_cancelling_before_the_first_value_stops(engine, stream):
+    async def cancel():
+        task = asyncio.ensure_future(collected(stream(engine, {"num_images": 4, "steps": 1000, "sampler": "ddpm"})))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    wait_for_end(2)
+
+
+def test_a_run_that_takes_too_long_says_so(engine):
+    slow = Engine(engine.pipeline)
+    slow.limits = dataclasses.replace(slow.limits, max_seconds=0.05)
+    values = []
+
+    async def collect():
+        async for value in stream_to_stage(slow, {"num_images": 16, "steps": 1000, "sampler": "ddpm"}):
+            values.append(value)
+
+    with pytest.raises(gr.Error, match="fewer images or steps"):
+        asyncio.run(collect())
+    assert values[-1]["state"] == "failed"
+    wait_for_end()
+
+
+def test_a_failing_model_reveals_nothing(engine, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError("secret in /home/somebody")
+
+    monkeypatch.setattr(runs, "encode_frame", broken)
+    with pytest.raises(gr.Error) as caught:
+        drain(stream_to_stage(engine, REQUEST))
+    assert "secret" not in caught.value.message and "/" not in caught.value.message
+    assert "secret" in caplog.text
+
+
+def test_idle_values_are_identical(engine):
+    """A heartbeat repeats the value, so that Gradio sends an empty difference and not the window again."""
+
+    async def values_while_the_model_is_busy() -> list:
+        stream = stream_to_stage(engine, REQUEST)
+        with engine.lock:
+            values = [await anext(stream) for _ in range(4)]
+        return values + [value async for value in stream]
+
+    values = asyncio.run(values_while_the_model_is_busy())
+    assert values[3] is values[2] and values[2]["frames"].keys() == {"0"}
+    assert values[-1]["state"] == "done"
+
+
+def test_window_keeps_the_newest_and_all_of_the_last_values():
+    window = Window()
+    assert list(window.push([(i, {}) for i in range(100)])) == [str(i) for i in range(100)]
+    for start in range(100, 110, 2):
+        kept = window.push([(start, {}), (start + 1, {})])
+    assert list(kept) == [str(i) for i in range(110 - runs.WINDOW_FRAMES, 110)]
