@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
-from casdouble import XetHub  # noqa: E402
+from casdouble import XetHub
 
 HUB = XetHub(tempfile.mkdtemp()).start()
 HUB.add_user("hf_write", "alice", ["acme"])
@@ -33,7 +33,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
 @pytest.fixture(params=["lfs", "xet"])

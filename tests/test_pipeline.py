@@ -1,0 +1,195 @@
+"""MyDDPMPipeline: the generator, every scheduler, seeds, labels, output types."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_pipeline
+from diffusers import DDPMPipeline, DDPMScheduler
+
+from ddpm_hf.samplers import SAMPLERS, make_scheduler
+from ddpm_hf.sampling import with_sampler
+
+NAMES = {"0": "shirt", "1": "shoe", "2": "bag"}
+
+
+def conditional(**settings):
+    return tiny_pipeline(num_class_embeds=3, id2label=NAMES, **settings)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_every_sampler_yields_every_step_and_a_consistent_x0(name, prediction_type):
+    pipeline = tiny_pipeline()
+    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    pipeline = with_sampler(pipeline, name)
+    steps = list(pipeline.denoise(2, num_inference_steps=5, seed=0))
+    assert [step.index for step in steps] == list(range(len(pipeline.scheduler.timesteps)))
+    assert [step.timestep for step in steps] == pipeline.scheduler.timesteps.tolist()
+    for step in steps:
+        assert step.sample.shape == step.pred_original_sample.shape == (2, 1, 8, 8)
+        assert step.sample.dtype == torch.float32
+        assert torch.isfinite(step.sample).all()
+        assert torch.isfinite(step.pred_original_sample).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["dpm", "unipc", "euler"])
+def test_x0_is_what_the_prediction_says(name, prediction_type):
+    """A network that knows the image: every predicted x_0 is that image, whatever the scheduler returns."""
+    pipeline = tiny_pipeline()
+    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    pipeline = with_sampler(pipeline, name)
+    image = torch.rand(1, 1, 8, 8) * 1.8 - 0.9
+    alphas_cumprod = pipeline.scheduler.alphas_cumprod
+
+    def knowing(scaled, timestep, labels, guidance_scale):
+        signal, sigma = alphas_cumprod[int(timestep)].sqrt(), (1 - alphas_cumprod[int(timestep)]).sqrt()
+        noise = (scaled - signal * image) / sigma
+        return {"epsilon": noise, "sample": image, "v_prediction": signal * noise - sigma * image}[prediction_type]
+
+    pipeline._predict = knowing
+    for step in pipeline.denoise(1, num_inference_steps=6, seed=0):
+        assert (step.pred_original_sample - image).abs().max() < 1e-3
+    assert (step.sample - image).abs().max() < 2e-2
+
+
+def test_call_drains_the_generator():
+    pipeline = tiny_pipeline()
+    last = list(pipeline.denoise(2, num_inference_steps=4, seed=3))[-1].sample
+    images = pipeline(2, num_inference_steps=4, seed=3, output_type="pt").images
+    assert torch.equal(images, (last / 2 + 0.5).clamp(0, 1))
+
+
+def test_equals_the_stock_pipeline():
+    """diffusers' own DDPMPipeline with the same network, scheduler and noise."""
+    pipeline = tiny_pipeline()
+    stock = DDPMPipeline(pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config))
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(2, generator=torch.Generator().manual_seed(0), num_inference_steps=20, output_type="np").images
+    ours = pipeline(2, generator=torch.Generator().manual_seed(0), num_inference_steps=20, output_type="np").images
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["ddpm", "dpm", "euler", "unipc"])
+def test_an_image_is_the_same_whatever_batch_it_is_made_in(name, dtype):
+    pipeline = conditional(sample_size=32, block_out_channels=(8, 16, 16), attention_levels=(1, 2))
+    pipeline.unet = pipeline.unet.to(dtype)
+    pipeline = with_sampler(pipeline, name)
+    labels = [i % 3 for i in range(11)]
+
+    def pixels(start, count):
+        images = pipeline(count, labels[start : start + count], num_inference_steps=8, seed=start).images
+        return np.stack([np.asarray(image) for image in images]).astype(int)
+
+    together = pixels(0, 11)
+    assert np.abs(together[0] - together[3]).max() > 10
+    for start, count in ((0, 1), (4, 1), (1, 3), (2, 9), (0, 8)):
+        assert np.abs(pixels(start, count) - together[start : start + count]).max() <= 1
+
+
+def test_seed_lists_and_generator_lists_agree():
+    pipeline = tiny_pipeline()
+    expected = pipeline(3, num_inference_steps=3, seed=5, output_type="pt").images
+    assert torch.equal(pipeline(3, num_inference_steps=3, seed=[5, 6, 7], output_type="pt").images, expected)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    assert torch.equal(pipeline(3, num_inference_steps=3, generator=generators, output_type="pt").images, expected)
+
+
+def test_guidance_is_the_formula():
+    pipeline = conditional()
+    x = torch.randn(2, 1, 8, 8)
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        with_class = pipeline.unet(x, 5, labels).sample
+        with_null = pipeline.unet(x, 5, torch.tensor([3, 3])).sample
+        guided = pipeline._predict(x, torch.tensor(5), labels, 2.5)
+    assert (guided - (with_null + 2.5 * (with_class - with_null))).abs().max() < 1e-5
+
+
+def test_labels_change_the_picture_and_none_is_the_null_class():
+    pipeline = conditional()
+    images = {
+        label: pipeline(1, label, num_inference_steps=4, seed=0, output_type="np").images for label in (0, 1, 3, None)
+    }
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+    assert np.array_equal(images[3], images[None])
+
+
+def test_output_types():
+    gray, color = tiny_pipeline(output_size=(6, 7)), tiny_pipeline(in_channels=3, out_channels=3)
+    image = gray(1, num_inference_steps=2, seed=0).images[0]
+    assert (image.mode, image.size) == ("L", (7, 6))
+    assert gray(1, num_inference_steps=2, seed=0, output_type="np").images.shape == (1, 6, 7, 1)
+    assert gray(1, num_inference_steps=2, seed=0, output_type="pt").images.shape == (1, 1, 6, 7)
+    image = color(1, num_inference_steps=2, seed=0).images[0]
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    (images,) = color(1, num_inference_steps=2, seed=0, return_dict=False)
+    assert images[0].mode == "RGB"
+
+
+def test_callback_sees_every_step():
+    seen = []
+    tiny_pipeline()(
+        1,
+        num_inference_steps=4,
+        seed=0,
+        callback_on_step_end=lambda pipe, index, timestep, kwargs: seen.append((index, kwargs["latents"].shape)),
+    )
+    assert seen == [(i, (1, 1, 8, 8)) for i in range(4)]
+
+
+def test_grad_mode_between_steps_and_closing():
+    pipeline = tiny_pipeline()
+    calls = []
+    pipeline.unet.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    run = pipeline.denoise(1, num_inference_steps=10, seed=0)
+    assert torch.is_grad_enabled()
+    for _ in range(3):
+        assert not next(run).sample.requires_grad
+        assert torch.is_grad_enabled()
+    with torch.no_grad():
+        next(run)
+        assert not torch.is_grad_enabled()
+    run.close()
+    assert torch.is_grad_enabled()
+    assert calls == [False] * 4
+    with pytest.raises(StopIteration):
+        next(run)
+
+
+def test_unit_variance_of_sigma_schedulers():
+    pipeline = with_sampler(tiny_pipeline(num_train_timesteps=1000), "euler")
+    pipeline._predict = lambda scaled, timestep, labels, guidance_scale: scaled  # all of it is noise
+    for step in pipeline.denoise(4, num_inference_steps=6, seed=0):
+        if step.index == 0:
+            assert step.sample.std() > 5
+        assert pipeline.unit_variance(step.sample).std() < 2
+    assert torch.equal(pipeline.unit_variance(step.sample), step.sample)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 0}, r"num_inference_steps must be a whole number in \[1, 20\]"),
+        ({"num_inference_steps": 21}, r"\[1, 20\], got 21"),
+        ({"num_inference_steps": float("nan")}, r"\[1, 20\], got nan"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"class_labels": 4}, r"class_labels must lie in \[0, 3\]"),
+        ({"class_labels": [0, 1, 2], "batch_size": 2}, "3 class_labels were given for batch_size=2"),
+        ({"seed": [1, 2], "batch_size": 3}, "2 generators or seeds were given for batch_size=3"),
+        ({"seed": 1, "generator": torch.Generator()}, "either generator or seed"),
+        ({"output_type": "jpeg"}, "output_type must be"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        conditional()(**arguments)
+    if "class_labels" in arguments:
+        with pytest.raises(ValueError, match="unconditional"):
+            tiny_pipeline()(**arguments)
+
+
+def test_unknown_sampler_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'ddim'"):
+        make_scheduler("dimm", tiny_pipeline().scheduler)
