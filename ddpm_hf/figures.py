@@ -14,7 +14,10 @@ ANIMATION_SUFFIXES = (".gif", ".webp", ".mp4")
 def make_grid(
     images: Sequence[Image.Image], columns: int | None = None, *, scale: int = 2, gap: int = 2
 ) -> Image.Image:
-    """Images of one size side by side, ``columns`` a row (about square when None), enlarged ``scale`` times, ``gap`` pixels apart."""
+    """Images of one size side by side, ``columns`` a row (about square when None).
+
+    Every image is enlarged ``scale`` times without smoothing; ``gap`` white pixels lie between two.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = images[0].width * scale, images[0].height * scale

@@ -123,10 +123,14 @@ def load_pipeline(
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
         options = {name: index[name] for name in ("id2label", "output_height", "output_width") if name in index}
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {model} cannot be loaded: {reason}") from error
-    unet = unet.eval().to(device=torch.device(device), memory_format=torch.channels_last)
-    return MyDDPMPipeline(unet, scheduler, **options)
+        raise UserError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    return MyDDPMPipeline(unet.eval().to(torch.device(device)), scheduler, **options)
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error that says something: the Hub client starts with a request's number."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("(Request ID")), type(error).__name__)
 
 
 def _local_folder(model: str | Path | None, revision: str | None, token: str | None) -> Path:
@@ -219,5 +223,5 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
     except HFValidationError:
         raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"pushing to {repo_id} failed: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"pushing to {repo_id} failed: {_one_line(error)}") from error
     return str(url)

@@ -58,6 +58,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         output_width: int | None = None,
     ):
         super().__init__()
+        unet.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label, output_height=output_height, output_width=output_width)
 

@@ -402,8 +402,7 @@ class Trainer:
     def _ema_pipeline(self) -> MyDDPMPipeline:
         unet = MyUNet.from_config(self.state.unet.config)
         self.state.ema.copy_to(unet.parameters())
-        unet = unet.eval().to(self.accelerator.device, memory_format=torch.channels_last)
-        return build_pipeline(self.config, self.data, unet)
+        return build_pipeline(self.config, self.data, unet.eval().to(self.accelerator.device))
 
     def _sample(self):
         """A grid from the average's weights, from the same noise every time; columns are classes where there are."""

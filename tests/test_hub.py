@@ -1,0 +1,281 @@
+"""Export, load and push: without ddpm_hf and with it, from a folder, from the Hub double, offline; bit-equal."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_pipeline
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import export_pipeline, load_pipeline, push
+from ddpm_hf.pipeline import MyDDPMPipeline
+
+NAMES = {"0": "shirt", "1": "shoe", "2": "bag"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    pipeline = tiny_pipeline(num_class_embeds=3, id2label=NAMES, output_size=(6, 6))
+    return export_pipeline(tmp_path_factory.mktemp("export") / "model", pipeline)
+
+
+def digest(pipeline) -> str:
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(3, class_labels=[0, 1, 2], num_inference_steps=5, seed=7, output_type="np").images
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+DIGEST_WITHOUT_US = """
+import hashlib, sys
+sys.modules["ddpm_hf"] = None  # importing it fails, installed or not
+from diffusers import DiffusionPipeline
+for source in sys.argv[1:]:
+    pipeline = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(3, class_labels=[0, 1, 2], num_inference_steps=5, seed=7, output_type="np").images
+    print(hashlib.sha256(images.tobytes()).hexdigest(), type(pipeline.unet).__module__.split(".")[0])
+"""
+
+DIGEST_OFFLINE = """
+import hashlib, sys
+from ddpm_hf import load_pipeline
+pipeline = load_pipeline(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+images = pipeline(3, class_labels=[0, 1, 2], num_inference_steps=5, seed=7, output_type="np").images
+print(hashlib.sha256(images.tobytes()).hexdigest())
+"""
+
+
+def run_python(script: str, *arguments, cwd: Path, **environment) -> str:
+    """Standard output of a fresh interpreter, in a folder from which nothing of ours can be imported."""
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    clean |= {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_all_ways_of_loading_are_bit_equal(hub, exported, tmp_path, root):
+    if hub.storage == "xet":
+        pytest.importorskip("hf_xet")
+    push(exported, "alice/shapes")
+    expected = digest(load_pipeline(exported))
+    assert digest(load_pipeline("alice/shapes")) == expected
+
+    storage = {"HF_HUB_DISABLE_XET": "1" if hub.storage == "lfs" else "0"}
+    lines = run_python(
+        DIGEST_WITHOUT_US, exported, "alice/shapes", cwd=tmp_path, HF_HOME=str(tmp_path / "cache"), **storage
+    ).split("\n")
+    assert lines[:2] == [f"{expected} diffusers_modules"] * 2
+
+    before = len(hub.log)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(root)}
+    assert run_python(DIGEST_OFFLINE, "alice/shapes", cwd=tmp_path, **offline).strip() == expected
+    assert len(hub.log) == before
+
+
+def test_component_files_of_two_versions_are_not_confused(exported, tmp_path):
+    """Another version of the network's source, whose output is negated, loaded beside this one in one process."""
+    other = shutil.copytree(exported, tmp_path / "other")
+    (source,) = (other / "unet").glob("*.py")
+    changed = source.read_text().replace("x = self.out_conv(x)", "x = -self.out_conv(x)")
+    assert changed != source.read_text()
+    source.unlink()
+    name = f"ddpm_hf_unet_{hashlib.sha256(changed.encode()).hexdigest()[:12]}"
+    (other / "unet" / f"{name}.py").write_text(changed)
+    index = json.loads((other / "model_index.json").read_text())
+    index["unet"][0] = name
+    (other / "model_index.json").write_text(json.dumps(index))
+    first, second, again = run_python(DIGEST_WITHOUT_US, exported, other, exported, cwd=tmp_path).split("\n")[:3]
+    assert first == again != second
+
+
+def test_names_of_component_files_are_the_hash_of_their_content(exported):
+    sources = list(exported.rglob("*.py"))
+    assert len(sources) == 3
+    for source in sources:
+        assert source.stem.endswith(hashlib.sha256(source.read_bytes()).hexdigest()[:12])
+    assert not [path for path in exported.rglob("*") if path.suffix not in ("", ".py", ".json", ".safetensors")]
+
+
+def test_settings_survive(exported):
+    pipeline = load_pipeline(exported)
+    assert pipeline.config.id2label == NAMES
+    assert (pipeline.config.output_height, pipeline.config.output_width) == (6, 6)
+    assert pipeline.scheduler.config.variance_type == "fixed_large"
+    assert pipeline.unet.config.num_class_embeds == 3
+
+
+def test_half_precision_weights_take_half_the_space(exported, tmp_path):
+    half = export_pipeline(tmp_path / "half", load_pipeline(exported), dtype=torch.float16)
+    sizes = [next(folder.glob("unet/*.safetensors")).stat().st_size for folder in (exported, half)]
+    assert sizes[1] < 0.65 * sizes[0]
+    assert load_pipeline(half).unet.dtype == torch.float32
+    assert load_pipeline(half, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    difference = [
+        (a - b).abs().max()
+        for a, b in zip(load_pipeline(half).unet.parameters(), load_pipeline(exported).unet.parameters())
+    ]
+    assert max(difference) < 1e-3
+
+
+def test_a_loaded_pipeline_exports_the_same_again(exported, tmp_path):
+    again = export_pipeline(tmp_path / "again", load_pipeline(exported))
+    names = sorted(path.relative_to(exported) for path in exported.rglob("*"))
+    assert names == sorted(path.relative_to(again) for path in again.rglob("*"))
+    assert digest(load_pipeline(again)) == digest(load_pipeline(exported))
+
+
+def test_an_export_that_fails_leaves_the_old_one(exported, tmp_path, monkeypatch):
+    folder = export_pipeline(tmp_path / "model", load_pipeline(exported))
+    pipeline = load_pipeline(exported)
+    monkeypatch.setattr(type(pipeline.scheduler), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        export_pipeline(folder, pipeline)
+    assert digest(load_pipeline(folder)) == digest(load_pipeline(exported))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_plain_diffusers_repositories_load(tmp_path):
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+    )
+    stock = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10))
+    stock.set_progress_bar_config(disable=True)
+    stock.save_pretrained(tmp_path / "stock")
+    pipeline = load_pipeline(tmp_path / "stock")
+    expected = stock(2, torch.Generator().manual_seed(0), num_inference_steps=10, output_type="np").images
+    images = pipeline(2, generator=torch.Generator().manual_seed(0), num_inference_steps=10, output_type="np").images
+    assert abs(images - expected).max() < 1e-4
+
+    export_pipeline(tmp_path / "again", MyDDPMPipeline(unet, DDIMScheduler()))
+    index = json.loads((tmp_path / "again" / "model_index.json").read_text())
+    assert (index["unet"], index["scheduler"]) == (["diffusers", "UNet2DModel"], ["diffusers", "DDIMScheduler"])
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "again", trust_remote_code=True).unet, UNet2DModel)
+
+
+def test_a_run_and_its_checkpoints_can_be_loaded(exported, tmp_path):
+    for name in ("checkpoints/step-9", "checkpoints/step-10"):
+        shutil.copytree(exported, tmp_path / name / "pipeline")
+    marked = tmp_path / "checkpoints/step-10/pipeline/model_index.json"
+    marked.write_text(marked.read_text().replace("shirt", "newest"))
+    assert load_pipeline(tmp_path).config.id2label["0"] == "newest"
+    shutil.copytree(exported, tmp_path / "pipeline")
+    assert load_pipeline(tmp_path).config.id2label["0"] == "shirt"
+
+
+# ---- push
+
+
+def test_push_is_one_commit_and_private_when_asked(hub, exported):
+    push(exported, "acme/secret", private=True)
+    repo = hub.repos["model", "acme/secret"]
+    assert repo.private
+    assert len(repo.commits) == 2  # the repository's own first one, and ours
+    uploaded = set(repo.resolve("main").files) - {".gitattributes"}
+    assert uploaded == {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    push(exported, "acme/secret")
+    assert hub.repos["model", "acme/secret"].private
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "message"),
+    [
+        ("carol/model", None, "pushing to carol/model failed: 403"),
+        ("alice/model", "hf_nobody", "pushing to alice/model failed: .*401"),
+        ("not an id", None, "'not an id' is not a Hub id"),
+    ],
+)
+def test_push_that_is_refused_says_why(hub, exported, repo_id, token, message):
+    with pytest.raises(UserError, match=message) as error:
+        push(exported, repo_id, token=token)
+    assert "\n" not in str(error.value)
+    assert "hf_" not in str(error.value)
+
+
+# ---- what cannot be loaded
+
+
+def without(exported: Path, tmp_path: Path, *names: str) -> Path:
+    folder = shutil.copytree(exported, tmp_path / "broken")
+    for name in names:
+        (folder / name).unlink()
+    return folder
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_pickled_weights_are_refused(hub, exported, tmp_path):
+    folder = without(exported, tmp_path, WEIGHTS)
+    marker = tmp_path / "was unpickled"
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    torch.save({"weight": Bomb()}, folder / "unet" / "diffusion_pytorch_model.bin")
+    push(folder, "alice/pickles")
+    for model in (folder, "alice/pickles"):
+        with pytest.raises(UserError, match="no safetensors weights; pickled weights can run code and are not loaded"):
+            load_pipeline(model)
+    assert not marker.exists()
+
+
+def test_foreign_code_is_not_run(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "foreign")
+    for source in folder.rglob("*.py"):
+        source.write_text("raise SystemExit('ran')")
+    assert digest(load_pipeline(folder)) == digest(load_pipeline(exported))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"] = ["evil", "EvilUNet"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="a unet of class EvilUNet; known are"):
+        load_pipeline(folder)
+
+
+def test_models_that_are_not_there(hub, exported, tmp_path):
+    push(exported, "alice/shapes")
+    for model, message in [
+        ("alice/none", "neither a folder here nor a repository you can see on the Hub"),
+        (tmp_path / "none", "is not there"),
+        ("./none", "is not there"),
+        ("no such name!", "neither a folder here nor a Hub id"),
+        (without(exported, tmp_path, "model_index.json"), "has no model_index.json"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            load_pipeline(model)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="has no revision 'v9'"):
+        load_pipeline("alice/shapes", revision="v9")
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", None])
+def test_broken_weights_are_one_line(exported, tmp_path, content):
+    folder = shutil.copytree(exported, tmp_path / "broken")
+    weights = folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        load_pipeline(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_the_temporary_folder_is_not_left_behind(exported):
+    assert not [name for name in os.listdir(exported.parent) if name.startswith(".")]
+    assert tempfile.gettempdir() != str(exported.parent)
