@@ -57,7 +57,7 @@ class Engine:
 
 def visible_error(message: str) -> gr.Error:
     """An error whose message reaches the visitor, and whose traceback nobody."""
-    return gr.Error(message[:1].upper() + message[1:], title="Not possible", print_exception=False)
+    return gr.Error(message[:1].upper() + message[1:], print_exception=False)
 
 
 class Run:

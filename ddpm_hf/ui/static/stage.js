@@ -7,7 +7,8 @@ const canvas = part("canvas");
 const scrubber = part("scrubber");
 const play = part("play");
 const PLAY_SECONDS = 4; // for all frames of a run
-const MAX_GAP = 8; // CSS pixels between images
+const QUIET_SECONDS = 10; // without news, after which the time left would be a lie
+const GAP = 8; // CSS pixels between images, up to twice as many where there is room
 
 let run = null; // the value of the newest run, without its frames
 let frames = []; // by index: { t, at, src, image }
@@ -17,6 +18,7 @@ let following = true; // new frames are shown as they come
 let playing = false;
 let animating = false;
 let stopPressed = false;
+let lastNews = 0; // when the newest value came, in ms
 let beforeWaiting = "empty";
 let pointedAt = ""; // words on the image under the pointer
 let layout = null; // where the images are on the canvas, for pointing at them
@@ -33,6 +35,7 @@ function receive(value) {
   // what was on its way when Stop was pressed does not start the run again
   if (stopPressed && head.state === "running") head.state = "stopped";
   run = head;
+  lastNews = performance.now();
   for (const [key, frame] of Object.entries(arrived)) frames[Number(key)] ??= { ...frame };
   setState(run.state);
   animate();
@@ -95,10 +98,13 @@ function arrange(count, [width, height]) {
   for (let columns = 1; columns <= count; columns++) {
     const rows = Math.ceil(count / columns);
     const fit = (gap) => Math.min((room[0] - gap * (columns - 1)) / (columns * width), (room[1] - gap * (rows - 1)) / (rows * height));
-    const gap = Math.max(1, Math.round(Math.min(MAX_GAP * ratio, (fit(0) * width) / 10)));
+    const gap = Math.max(1, Math.round(Math.min(GAP * ratio, (fit(0) * width) / 10)));
     const scale = fit(gap) >= 1 ? Math.floor(fit(gap)) : fit(gap);
     if (!best || scale > best.scale) best = { columns, rows, gap, scale };
   }
+  const slack = (n, side, available) => (n > 1 ? Math.floor((available - n * side * best.scale) / (n - 1)) : Infinity);
+  const widest = Math.min(slack(best.columns, width, room[0]), slack(best.rows, height, room[1]), 2 * GAP * ratio);
+  best.gap = Math.max(best.gap, widest);
   const used = (n, side) => n * side * best.scale + (n - 1) * best.gap;
   const left = Math.floor((room[0] - used(best.columns, width)) / 2);
   const top = Math.floor((room[1] - used(best.rows, height)) / 2);
@@ -203,13 +209,17 @@ function seconds(value) {
   return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 }
 
-function timeText() {
-  if (root.dataset.state !== "running") return run ? seconds(run.seconds) : "";
-  const frame = frames[newest()];
-  // the first step is slower than the rest
-  if (!frame || newest() < 2) return "";
-  const first = frames[1] ?? frames[newest() - 1];
-  const each = first && newest() > 1 ? (frame.at - first.at) / (newest() - 1) : 0;
+function timeText(state) {
+  if (state !== "running") {
+    const word = { done: "in", stopped: "stopped after", failed: "failed after" }[state];
+    return `${word} ${seconds(run.seconds)}`;
+  }
+  const quiet = (performance.now() - lastNews) / 1000;
+  if (quiet > QUIET_SECONDS) return `no news for ${seconds(quiet)}`;
+  // told from the steps after the first, which is slower than the rest
+  const [first, last] = [frames[1], frames[newest()]];
+  if (!first || newest() < 3) return "";
+  const each = (last.at - first.at) / (newest() - 1);
   return `${seconds(each * (run.total - newest()))} left`;
 }
 
@@ -232,10 +242,9 @@ function describe() {
     const index = Math.max(0, shown);
     const t = frames[index]?.t;
     part("progress").textContent = stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
-    const ended = { stopped: "stopped · ", failed: "failed · " }[state] ?? "";
-    part("time").textContent = ended + timeText();
+    part("time").textContent = timeText(state);
   } else {
-    part("progress").textContent = "ready";
+    part("progress").textContent = "";
   }
   describeControls();
 }
@@ -314,6 +323,12 @@ function end(state) {
   if (running()) setState(state);
 }
 window.addEventListener("stage", (event) => signals[event.detail]?.());
+
+// A connection that is lost says nothing.
+const clock = setInterval(() => {
+  if (!element.isConnected) clearInterval(clock);
+  else if (running()) describe();
+}, 1000);
 
 watch("value", () => receive(props.value));
 root.dataset.view = view;
