@@ -1,0 +1,110 @@
+"""TrainConfig and its command line: precedence, types, and what is said of a wrong setting."""
+
+import pytest
+import yaml
+
+from ddpm_hf.config import TrainConfig, build_config, load_config
+from ddpm_hf.errors import UserError
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_preset_in_the_repository_is_valid(root):
+    presets = sorted((root / "configs").glob("*.yaml"))
+    assert {preset.stem for preset in presets} >= {"fashion_mnist", "fashion_mnist_small", "flowers102", "smoke"}
+    for preset in presets:
+        load_config(["--config", str(preset)])
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "fashion_mnist",
+            {"train_batch_size": 28, "learning_rate": 1e-3, "num_epochs": 20, "num_train_timesteps": 1000},
+        ),
+        (
+            "flowers102",
+            {"train_batch_size": 2, "learning_rate": 2e-4, "num_epochs": 10_000, "num_train_timesteps": 500},
+        ),
+    ],
+)
+def test_presets_hold_the_seeds_published_settings(root, name, published):
+    config = load_config(["--config", str(root / "configs" / f"{name}.yaml")])
+    assert {key: getattr(config, key) for key in published} == published
+    assert (config.beta_start, config.beta_end, config.block_out_channels) == (1e-4, 0.02, (64, 128, 256, 512))
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = write(tmp_path / "a.yaml", "dataset: d\nlearning_rate: 1.0e-4\nseed: 5\n")
+    config = load_config(
+        ["--config", file, "--learning_rate", "2e-3", "--block_out_channels", "[8, 16]", "--residual=true"]
+        + ["--attention_levels", "[1]", "--max_train_steps", "7", "--sample_size", "16"]
+    )
+    assert (config.learning_rate, config.seed, config.residual) == (2e-3, 5, True)
+    assert (config.block_out_channels, config.attention_levels, config.max_train_steps) == ((8, 16), (1,), 7)
+    assert load_config(["--config", file, "--max_train_steps", "null"]).max_train_steps is None
+
+
+def test_a_number_in_a_yaml_string_is_a_number(tmp_path):
+    """YAML 1.1 reads 1e-3, without a dot, as text."""
+    assert (
+        load_config(["--config", write(tmp_path / "a.yaml", "dataset: d\nlearning_rate: 1e-3")]).learning_rate == 1e-3
+    )
+
+
+def test_what_is_saved_builds_the_same_config(tmp_path):
+    config = build_config({"dataset": "d", "block_out_channels": [8, 16], "label_names": ["a", "b"], "sample_size": 16})
+    config.save(tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert set(saved) == set(TrainConfig.model_fields)
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning_rate", "1"], "unknown setting '--lerning_rate'; did you mean 'learning_rate'"),
+        (["--batch_size=4"], "did you mean 'train_batch_size'"),
+        (["--learning_rate", "fast"], "setting 'learning_rate': .*number.* got 'fast'"),
+        (["--learning_rate", "nan"], "setting 'learning_rate'.*nan"),
+        (["--learning_rate", "-1"], "setting 'learning_rate': .*greater than 0"),
+        (["--train_batch_size", "0"], "setting 'train_batch_size': .*greater than or equal to 1"),
+        (["--train_batch_size", "2.5"], "setting 'train_batch_size': .*integer"),
+        (["--sample_size", "30"], "sample_size=30 is not divisible by 8.*nearest size that works is 32"),
+        (["--prediction_type", "eps"], "setting 'prediction_type': .*'epsilon'"),
+        (["--rescale_betas_zero_snr", "true"], "needs prediction_type v_prediction or sample"),
+        (["--loss_type", "weighted", "--prediction_type", "sample"], "use prediction_type epsilon"),
+        (["--beta_start", "0.1"], "must not exceed beta_end"),
+        (["stray"], "unknown setting 'stray'"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(tmp_path, argv, message):
+    file = write(tmp_path / "a.yaml", "dataset: d")
+    with pytest.raises(UserError, match=message) as error:
+        load_config(["--config", file, *argv])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: d\nlerning_rate: 1", "unknown setting 'lerning_rate'; did you mean 'learning_rate'"),
+        ("seed: 1", "setting 'dataset' is missing"),
+        ("a: [1", "line .* is not YAML"),
+        ("just words", "must hold 'setting: value' lines"),
+        ("", "must hold 'setting: value' lines"),
+    ],
+)
+def test_wrong_files_are_one_clear_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(["--config", write(tmp_path / "a.yaml", text)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(UserError, match=r"config file none\.yaml does not exist"):
+        load_config(["--config", "none.yaml"])
