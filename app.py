@@ -17,6 +17,8 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while loading; once it serves, an interrupt is an orderly end
+        return 130
     return 0
 
 
@@ -36,10 +38,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _serve(model: str | None, port: int | None):
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_pipeline
 
@@ -51,7 +49,8 @@ def _serve(model: str | None, port: int | None):
     from ddpm_hf.ui.page import build_page, model_name
     from ddpm_hf.ui.runs import Engine
 
-    page = build_page(Engine(pipeline), model_name(model))
+    engine = Engine(pipeline)
+    page = build_page(engine, model_name(model))
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:
         _, url, _ = page.launch(
@@ -60,9 +59,13 @@ def _serve(model: str | None, port: int | None):
     except OSError:
         taken = f"port {port} is" if port else "ports 7860 to 7959 are"
         raise UserError(f"{taken} in use: choose another with --port.") from None
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     print(f"open {url}", flush=True)
     stopped.wait()
     page.close(verbose=False)
+    engine.close()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -42,6 +43,13 @@ class Engine:
         self.pipeline = pipeline
         self.limits = Limits.of(pipeline)
         self.lock = threading.Lock()
+        self.runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+    def close(self):
+        """End all runs, each after the step it is in: Python must not exit with the network at work."""
+        for run in list(self.runs):
+            run.stop()
+            run.join()
 
     def check(self, values: dict) -> Settings:
         """Checked settings.
@@ -84,11 +92,16 @@ class Run:
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
 
     def start(self):
+        self.engine.runs.add(self)
         self._thread.start()
 
     def stop(self):
         """Ask the thread to end after the step it is in."""
         self._stop.set()
+
+    def join(self):
+        """Wait until the thread has ended."""
+        self._thread.join()
 
     @property
     def finished(self) -> bool:

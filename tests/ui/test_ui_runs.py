@@ -128,6 +128,19 @@ def test_cancelling_before_the_first_value_stops(engine, stream):
     wait_for_end(2)
 
 
+def test_closing_the_engine_ends_all_runs(engine):
+    engine = Engine(engine.pipeline)
+
+    async def close_in_the_middle() -> list:
+        stream = stream_to_stage(engine, {"num_images": 4, "steps": 1000, "sampler": "ddpm"})
+        await anext(stream)
+        engine.close()
+        assert not run_threads()
+        return await collected(stream)
+
+    assert asyncio.run(close_in_the_middle())[-1]["state"] == "stopped"
+
+
 def test_a_run_that_takes_too_long_says_so(engine):
     slow = Engine(engine.pipeline)
     slow.limits = dataclasses.replace(slow.limits, max_seconds=0.05)
