@@ -210,12 +210,9 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig):
-        precision = config.mixed_precision
-        if precision == "auto":
-            precision = "bf16" if bf16_is_faster() else "no"
-        self.accelerator = Accelerator(mixed_precision=precision)
         self.config = config
         self.folder = Path(config.output_dir)
+        self.accelerator = Accelerator(mixed_precision=self._precision())
         self.data = load_images(
             config.dataset,
             split=config.dataset_split,
@@ -322,6 +319,17 @@ class Trainer:
 
     # ---- starting and resuming
 
+    def _precision(self) -> str:
+        """The precision asked for; "auto" is what the run was started with, or bf16 where it is faster."""
+        if self.config.mixed_precision != "auto":
+            return self.config.mixed_precision
+        return self._settings_before().get("mixed_precision") or ("bf16" if bf16_is_faster() else "no")
+
+    def _settings_before(self) -> dict:
+        """The settings of the run found in ``output_dir``; {} if there is none."""
+        path = self.folder / "config.yaml"
+        return (yaml.safe_load(path.read_text()) or {}) if path.exists() and self._checkpoints() else {}
+
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest checkpoint."""
         checkpoints = self._checkpoints()
@@ -349,8 +357,7 @@ class Trainer:
 
     def _refuse_other_run(self):
         """A run resumes only with the settings it was started with, but for those that do not change its result."""
-        path = self.folder / "config.yaml"
-        before = yaml.safe_load(path.read_text()) if path.exists() else {}
+        before = self._settings_before()
         now = self.config.model_dump(mode="json")
         for name, value in now.items():
             same = value == before.get(name, value) or (name == "mixed_precision" and value == "auto")
