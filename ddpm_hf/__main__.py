@@ -1,6 +1,7 @@
 """The command line: ``python -m ddpm_hf sample | export | push``."""
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from ddpm_hf.errors import UserError
 
+LARGEST_SEED = 2**32 - 1
 PICTURE_SUFFIXES = (".png", ".gif", ".webp", ".mp4", ".npz")
 
 
@@ -73,6 +75,10 @@ def _sample(arguments):
         raise UserError(f"--output {output}: there is no folder {output.parent}.")
     if arguments.num_images < 1 or arguments.batch_size < 1:
         raise UserError("--num-images and --batch-size must be at least 1.")
+    if not 0 <= arguments.seed <= LARGEST_SEED:
+        raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
+    if not math.isfinite(arguments.guidance_scale):
+        raise UserError(f"--guidance-scale must be a finite number, got {arguments.guidance_scale}.")
 
     import torch
 

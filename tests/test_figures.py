@@ -1,0 +1,48 @@
+"""Grids and animations."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.figures import make_grid, pick_frames, save_animation
+
+
+def solid(value, mode="L"):
+    return Image.new(mode, (4, 3), value)
+
+
+def test_grid_places_images_row_by_row():
+    grid = np.asarray(make_grid([solid(10), solid(20), solid(30)], columns=2, scale=2, gap=1))
+    assert grid.shape == (2 * 6 + 1, 2 * 8 + 1)
+    assert (grid[:6, :8] == 10).all()
+    assert (grid[:6, 9:] == 20).all()
+    assert (grid[7:, :8] == 30).all()
+    assert (grid[7:, 9:] == 255).all()
+    assert (grid[6] == 255).all()
+    assert make_grid([solid("red", "RGB")]).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "frames"),
+    [(0, 5, []), (1, 5, [0]), (2, 5, [0, 4]), (3, 5, [0, 2, 4]), (5, 5, [0, 1, 2, 3, 4]), (9, 3, [0, 1, 2])],
+)
+def test_frames_are_spread_evenly(count, total, frames):
+    assert pick_frames(count, total) == frames
+
+
+def test_gif_shows_the_frames_and_holds_the_last(tmp_path):
+    save_animation([solid(0), solid(128), solid(255)], tmp_path / "a.gif", seconds=0.3, hold=1.0)
+    durations, values = [], []
+    with Image.open(tmp_path / "a.gif") as gif:
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            durations.append(gif.info["duration"])
+            values.append(np.asarray(gif.convert("L")).mean())
+    assert durations == [100, 100, 1100]
+    assert values == pytest.approx([0, 128, 255], abs=3)
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"animations end in \.gif"):
+        save_animation([solid(0)], tmp_path / "a.avi")
