@@ -25,6 +25,7 @@ from ddpm_hf.scheduler import MyDDPMScheduler
 from ddpm_hf.unet import MyUNet
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pretrained" / "fashion_mnist_small"
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 OWN_CLASSES = {"MyUNet": MyUNet, "MyDDPMScheduler": MyDDPMScheduler}
 LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
 
@@ -208,6 +209,8 @@ def _class_of(index: dict, component: str, stock: set[str], model):
 def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
     """Upload an exported folder to the Hub in one commit, creating the repository if need be; returns its address.
 
+    A folder without README.md gets one first, the model card, filled in from the model's own settings.
+
     Raises:
         UserError: if the folder is no exported pipeline or the Hub refuses.
     """
@@ -216,6 +219,8 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
 
     folder = Path(folder)
     _read_json(folder / "model_index.json", folder)
+    if not (folder / "README.md").exists() and CARD_TEMPLATE.exists():
+        _write_card(folder, repo_id)
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -225,3 +230,29 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"pushing to {repo_id} failed: {_one_line(error)}") from error
     return str(url)
+
+
+def _write_card(folder: Path, repo_id: str):
+    from huggingface_hub import ModelCard, ModelCardData
+
+    pipeline = load_pipeline(folder)
+    size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.out_channels
+    card = ModelCard.from_template(
+        ModelCardData(
+            license="apache-2.0",
+            library_name="diffusers",
+            pipeline_tag="unconditional-image-generation",
+            tags=["diffusers", "ddpm", "ddpm_hf"],
+        ),
+        template_path=str(CARD_TEMPLATE),
+        model_name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        channels=channels,
+        height=pipeline.config.output_height or size,
+        width=pipeline.config.output_width or size,
+        classes=[name for _, name in sorted((pipeline.config.id2label or {}).items(), key=lambda item: int(item[0]))],
+        parameters=sum(parameter.numel() for parameter in pipeline.unet.parameters()),
+        num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
+        prediction_type=pipeline.scheduler.config.prediction_type,
+    )
+    card.save(folder / "README.md")

@@ -133,10 +133,9 @@ def test_a_missing_model_and_no_command(tmp_path, capsys):
 def test_the_embedded_model_from_the_shell(tmp_path):
     """Criterion: 16 images in 20 steps of DPM-Solver++, as .png, .gif and .npz, each in a fresh process."""
     for name in ("x.png", "x.gif", "x.npz"):
-        command = f"-m ddpm_hf sample pretrained/fashion_mnist_small --num-images 16 --scheduler dpm --steps 20 --seed 0 --output {tmp_path / name}"
-        result = subprocess.run(
-            [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+        arguments = ["--num-images", "16", "--scheduler", "dpm", "--steps", "20", "--seed", "0", "--output"]
+        command = [sys.executable, "-m", "ddpm_hf", "sample", "pretrained/fashion_mnist_small", *arguments]
+        result = subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
     arrays = np.load(tmp_path / "x.npz")
     assert arrays["images"].shape == (16, 28, 28)

@@ -104,7 +104,7 @@ def test_names_of_component_files_are_the_hash_of_their_content(exported):
     assert len(sources) == 3
     for source in sources:
         assert source.stem.endswith(hashlib.sha256(source.read_bytes()).hexdigest()[:12])
-    assert not [path for path in exported.rglob("*") if path.suffix not in ("", ".py", ".json", ".safetensors")]
+    assert not [path for path in exported.rglob("*") if path.suffix not in ("", ".py", ".json", ".safetensors", ".md")]
 
 
 def test_settings_survive(exported):
@@ -131,7 +131,9 @@ def test_half_precision_weights_take_half_the_space(exported, tmp_path):
 def test_a_loaded_pipeline_exports_the_same_again(exported, tmp_path):
     again = export_pipeline(tmp_path / "again", load_pipeline(exported))
     names = sorted(path.relative_to(exported) for path in exported.rglob("*"))
-    assert names == sorted(path.relative_to(again) for path in again.rglob("*"))
+    assert [name for name in names if name.name != "README.md"] == sorted(
+        path.relative_to(again) for path in again.rglob("*")
+    )
     assert digest(load_pipeline(again)) == digest(load_pipeline(exported))
 
 
@@ -183,7 +185,8 @@ def test_a_run_and_its_checkpoints_can_be_loaded(exported, tmp_path):
 # ---- push
 
 
-def test_push_is_one_commit_and_private_when_asked(hub, exported):
+def test_push_is_one_commit_and_private_when_asked(hub, exported, tmp_path):
+    exported = shutil.copytree(exported, tmp_path / "model")
     push(exported, "acme/secret", private=True)
     repo = hub.repos["model", "acme/secret"]
     assert repo.private
@@ -192,6 +195,28 @@ def test_push_is_one_commit_and_private_when_asked(hub, exported):
     assert uploaded == {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     push(exported, "acme/secret")
     assert hub.repos["model", "acme/secret"].private
+
+
+def test_push_fills_in_the_card_and_keeps_the_users_own(hub, exported, tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = shutil.copytree(exported, tmp_path / "model")
+    push(folder, "alice/shapes")
+    card = ModelCard.load("alice/shapes")
+    card.validate()
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
+    for expected in (
+        "# shapes",
+        "grayscale pictures of\n6x6 pixels",
+        "of 3 classes",
+        'from_pretrained("alice/shapes"',
+        "2. bag",
+    ):
+        assert expected in card.text
+    assert "{{" not in card.text
+    (folder / "README.md").write_text("mine")
+    push(folder, "alice/shapes")
+    assert hub.repos["model", "alice/shapes"].resolve("main").files["README.md"].data == b"mine"
 
 
 @pytest.mark.parametrize(
