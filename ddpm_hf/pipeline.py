@@ -138,17 +138,21 @@ class MyDDPMPipeline(DiffusionPipeline):
         Args:
             output_type: "pil" (modes "L" or "RGB"), "np" ((B, H, W, C) in [0, 1]) or "pt" ((B, C, H, W) in [0, 1]).
             callback_on_step_end: called as ``callback(pipeline, index, timestep, {"latents": ...})`` after every
-                step, as diffusers' pipelines do; it may return a dict, which is ignored but for "latents".
+                step, as by diffusers' pipelines. If it returns a dict with "latents", the next step starts there.
             return_dict: False returns ``(images,)``.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}.")
         steps = self.denoise(batch_size, class_labels, guidance_scale, num_inference_steps, generator, seed, latents)
-        sample = None
-        for step in self.progress_bar(steps):
-            sample = step.sample
-            if callback_on_step_end is not None:
-                callback_on_step_end(self, step.index, step.timestep, {"latents": sample})
+        with self.progress_bar(total=num_inference_steps or self.scheduler.config.num_train_timesteps) as progress:
+            for step in steps:
+                progress.total = len(self.scheduler.timesteps)  # some samplers call the network twice a step
+                progress.update()
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, step.index, step.timestep, {"latents": step.sample})
+                    if changed and "latents" in changed:
+                        step.sample.copy_(changed["latents"])  # what the next step starts from
+        sample = step.sample
         images = self.postprocess(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -139,6 +139,20 @@ def test_callback_sees_every_step():
     assert seen == [(i, (1, 1, 8, 8)) for i in range(4)]
 
 
+def test_callback_can_change_the_images_on_the_way():
+    """Put on the track of another seed half-way, a deterministic sampler ends where that one ends."""
+    pipeline = with_sampler(tiny_pipeline(), "ddim")
+    other = [step.sample for step in pipeline.denoise(1, num_inference_steps=4, seed=2)]
+
+    def switch(pipe, index, timestep, kwargs):
+        return {"latents": other[1]} if index == 1 else None
+
+    arguments = {"batch_size": 1, "num_inference_steps": 4, "seed": 1, "output_type": "pt"}
+    switched = pipeline(**arguments, callback_on_step_end=switch).images
+    assert torch.equal(switched, (other[3] / 2 + 0.5).clamp(0, 1))
+    assert not torch.equal(switched, pipeline(**arguments).images)
+
+
 def test_grad_mode_between_steps_and_closing():
     pipeline = tiny_pipeline()
     calls = []

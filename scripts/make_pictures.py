@@ -1,0 +1,47 @@
+"""Make the pictures of the README from the embedded model: docs/samples.png, denoising.gif and app.png.
+
+    python scripts/make_pictures.py
+
+The screenshot wants Playwright, and Chromium of the distribution or of `playwright install chromium`.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
+
+
+def sample(output: str, *arguments: str):
+    command = [sys.executable, "-m", "ddpm_hf", "sample", "--seed", "0", *arguments, "--output", f"docs/{output}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def screenshot(output: str):
+    """The page after one press of Generate, its last frame on the stage."""
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        url = app.stdout.readline().split()[-1]
+        with sync_playwright() as playwright:
+            path = DEBIAN_CHROMIUM if DEBIAN_CHROMIUM.exists() else None
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1280, "height": 940}, color_scheme="light")
+            page.goto(url)
+            page.get_by_role("button", name="Generate").click()
+            page.wait_for_selector(".stage[data-state=done]", timeout=120_000)
+            page.wait_for_function("document.querySelector('.stage').dataset.shown === '20'")
+            page.wait_for_timeout(500)
+            page.screenshot(path=ROOT / "docs" / output)
+            browser.close()
+    finally:
+        app.terminate()
+        app.wait()
+
+
+if __name__ == "__main__":
+    sample("samples.png", "--num-images", "40")
+    sample("denoising.gif", "--num-images", "10")
+    screenshot("app.png")
