@@ -111,10 +111,10 @@ def _write_result(result, path: Path):
     if path.suffix == ".npz":
         np.savez_compressed(path, **result.arrays())
     elif path.suffix == ".png":
-        make_grid(result.images).save(path)
+        make_grid(result.images, result.columns).save(path)
     else:
         scale = max(2, 128 // result.images[0].width)
-        save_animation([make_grid(frame, scale=scale) for frame in result.frames], path)
+        save_animation([make_grid(frame, result.columns, scale=scale) for frame in result.frames], path)
 
 
 def _write_whole(path: Path, write):

@@ -21,6 +21,12 @@ class Generated:
     labels: list[int] | None = None
     frames: list[list[Image.Image]] = field(default_factory=list)
 
+    @property
+    def columns(self) -> int | None:
+        """Columns of a grid in which every column is one class, where that comes out even; else None."""
+        classes = len(set(self.labels or ()))
+        return classes if classes > 1 and len(self.images) % classes == 0 else None
+
     def arrays(self) -> dict[str, np.ndarray]:
         """``images`` uint8 (N, H, W) or (N, H, W, 3), ``labels`` int64 (N,) where there are labels."""
         arrays = {"images": np.stack([np.asarray(image) for image in self.images])}

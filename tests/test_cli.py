@@ -37,6 +37,11 @@ def test_a_grid(model, tmp_path, capsys):
     assert "5 pictures" in capsys.readouterr().out
 
 
+def test_a_grid_has_a_column_for_every_class_where_that_comes_out_even(model, tmp_path):
+    assert sample(model, tmp_path / "x.png", "--num-images", "12") == 0
+    assert Image.open(tmp_path / "x.png").size == (3 * 12 + 2 * 2, 4 * 12 + 3 * 2)
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
 def test_an_animation_of_every_step(model, color_model, tmp_path, suffix):
     for name, which in (("gray", model), ("color", color_model)):
