@@ -6,7 +6,7 @@ diffusers.
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -53,9 +53,10 @@ class MyDDPMPipeline(DiffusionPipeline):
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
-        id2label: dict | None = None,
-        output_height: int | None = None,
-        output_width: int | None = None,
+        # diffusers reads these types when it loads, and its 0.35 does not know ``dict | None``
+        id2label: Optional[dict] = None,  # noqa: UP045
+        output_height: Optional[int] = None,  # noqa: UP045
+        output_width: Optional[int] = None,  # noqa: UP045
     ):
         super().__init__()
         unet.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
