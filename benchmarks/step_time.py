@@ -1,6 +1,6 @@
 """Milliseconds an image for a forward pass and a training step: plain float32 against what this project runs.
 
-    python benchmarks/step_time.py [--batch 16] [--repeats 5]
+    python -m benchmarks.step_time [--batch 16] [--repeats 5]
 
 Both sides are the same network with the same weights and the same batch, timed in turn in one process. "plain" is
 float32 and NCHW; "ours" is bfloat16 where that is faster, and channels_last. The best of the repeats counts.

@@ -1,6 +1,6 @@
 """Make the pictures of the README from the embedded model: docs/samples.png, denoising.gif and app.png.
 
-    python scripts/make_pictures.py
+    python -m scripts.make_pictures
 
 The screenshot wants Playwright, and Chromium of the distribution or of `playwright install chromium`.
 """

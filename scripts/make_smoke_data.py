@@ -1,7 +1,7 @@
 """Make data/fashion_mnist_tiny.parquet: the first 95 training images of each class of Fashion-MNIST.
 
 apt-get install dataset-fashion-mnist
-python scripts/make_smoke_data.py /usr/share/datasets/fashion-mnist data/fashion_mnist_tiny.parquet
+python -m scripts.make_smoke_data /usr/share/datasets/fashion-mnist data/fashion_mnist_tiny.parquet
 """
 
 import io
