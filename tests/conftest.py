@@ -31,8 +31,8 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from helpers import ROOT  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
@@ -55,33 +55,3 @@ def hub(request, monkeypatch):
 def root() -> Path:
     """The folder of the checkout."""
     return ROOT
-
-
-def tiny_unet(**settings):
-    """A real MyUNet with few weights, none of them zero or symmetric."""
-    from ddpm_hf.unet import MyUNet
-
-    torch.manual_seed(0)
-    defaults = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8, 16),
-        "num_train_timesteps": 20,
-        "time_embed_dim": 16,
-        "feed_forward_dim": 16,
-    }
-    return MyUNet(**{**defaults, **settings}).eval()
-
-
-def tiny_pipeline(*, scheduler=None, id2label=None, output_size=(None, None), **settings):
-    """A real pipeline around ``tiny_unet(**settings)``."""
-    from ddpm_hf.pipeline import MyDDPMPipeline
-    from ddpm_hf.scheduler import MyDDPMScheduler
-
-    unet = tiny_unet(**settings)
-    scheduler = scheduler or MyDDPMScheduler(unet.config.num_train_timesteps)
-    height, width = output_size
-    pipeline = MyDDPMPipeline(unet, scheduler, id2label=id2label, output_height=height, output_width=width)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

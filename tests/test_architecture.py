@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 PACKAGE = ROOT / "ddpm_hf"
 UPLOADED = ("unet", "scheduler", "pipeline")

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_pipeline
+from helpers import ROOT, tiny_pipeline
 from PIL import Image
 
 from ddpm_hf.__main__ import main

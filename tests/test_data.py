@@ -96,7 +96,7 @@ def test_from_the_hub(hub, sources):
 
 
 def test_padding_is_undone_exactly_by_the_pipeline(sources):
-    from conftest import tiny_unet
+    from helpers import tiny_unet
 
     from ddpm_hf.scheduler import MyDDPMScheduler
 
@@ -108,7 +108,7 @@ def test_padding_is_undone_exactly_by_the_pipeline(sources):
 
 @pytest.mark.parametrize("size", [(5, 8), (7, 7), (8, 3)])
 def test_odd_paddings_are_undone_exactly(tmp_path, size):
-    from conftest import tiny_pipeline
+    from helpers import tiny_pipeline
 
     pixels = RNG.integers(0, 256, size, dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

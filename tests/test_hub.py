@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_pipeline
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from helpers import tiny_pipeline
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline, push

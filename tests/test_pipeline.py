@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_pipeline
 from diffusers import DDPMPipeline, DDPMScheduler
+from helpers import tiny_pipeline
 
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
 from ddpm_hf.sampling import with_sampler

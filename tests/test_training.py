@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_unet
+from helpers import ROOT, tiny_unet
 from safetensors.torch import load_file
 
 from ddpm_hf.config import build_config

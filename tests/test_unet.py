@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_unet
+from helpers import tiny_unet
 from torch import nn
 
 from ddpm_hf.unet import ImageLayerNorm, MyBlock, MyTESA, MyUNet, TimestepTable, sinusoidal_embedding

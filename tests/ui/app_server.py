@@ -8,32 +8,28 @@ import sys
 import threading
 from pathlib import Path
 
+import helpers
+
 from ddpm_hf.hub import export_pipeline
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.scheduler import MyDDPMScheduler
-from ddpm_hf.unet import MyUNet
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = helpers.ROOT
 NAMES = ["circle", "square", "<b>star</b>"]
 START_SECONDS = 180
 
 
 def tiny_pipeline(*, conditional: bool) -> MyDDPMPipeline:
     """An untrained 16x16 model: gray with three classes and cropped to 14x14, or RGB without classes."""
-    unet = MyUNet(
-        sample_size=16,
-        in_channels=1 if conditional else 3,
-        out_channels=1 if conditional else 3,
-        block_out_channels=(16, 32),
-        num_train_timesteps=1000,
-        time_embed_dim=16,
-        attention_levels=(),
-        norm_num_groups=8,
-        num_class_embeds=len(NAMES) if conditional else None,
-    )
-    crop = {"output_height": 14, "output_width": 14} if conditional else {}
-    names = {str(i): name for i, name in enumerate(NAMES)} if conditional else None
-    return MyDDPMPipeline(unet.eval(), MyDDPMScheduler(), id2label=names, **crop)
+    settings = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "num_train_timesteps": 1000,
+        "attention_levels": (),
+    }
+    if not conditional:
+        return helpers.tiny_pipeline(in_channels=3, out_channels=3, **settings)
+    names = {str(i): name for i, name in enumerate(NAMES)}
+    return helpers.tiny_pipeline(num_class_embeds=len(NAMES), id2label=names, output_size=(14, 14), **settings)
 
 
 def export_tiny(folder: Path, *, conditional: bool) -> Path:
