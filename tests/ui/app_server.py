@@ -55,15 +55,19 @@ def run_app(*arguments: str, **environment: str) -> subprocess.Popen:
 
 
 class AppServer:
-    """The app serving ``model``, once made. Its files go to ``scratch``, its errors are in ``log``."""
+    """The app serving ``model``, once made, or the embedded model for None.
 
-    def __init__(self, model: Path, scratch: Path, **environment: str):
+    Its files go to ``scratch``, its errors are in ``log``.
+    """
+
+    def __init__(self, model: Path | None, scratch: Path, **environment: str):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.scratch = scratch
         self.log: list[str] = []
         environment = {"GRADIO_TEMP_DIR": str(scratch), **environment}
-        self.process = run_app("--model", str(model), "--port", str(self.port), **environment)
+        which = [] if model is None else ["--model", str(model)]
+        self.process = run_app(*which, "--port", str(self.port), **environment)
         opened = threading.Event()
         for pipe in (self.process.stdout, self.process.stderr):
             threading.Thread(target=self._read, args=(pipe, opened), daemon=True).start()
