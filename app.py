@@ -6,29 +6,24 @@ import signal
 import sys
 import threading
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import Parser, UserError, run_command
 
 
 def main(argv: list[str]) -> int:
     """Serve the page until interrupted; 0 after that, 2 for a mistake of the user's, told in one line."""
-    try:
+
+    def run():
         arguments = _parse(argv)
         _serve(arguments.model or os.environ.get("MODEL_ID") or None, arguments.port)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    try:
+        return run_command(run)
     except KeyboardInterrupt:  # while loading; once it serves, an interrupt is an orderly end
         return 130
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see python app.py --help).")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="app.py", description="Watch a diffusion model turn noise into pictures, in a browser.")
+    parser = Parser(prog="app.py", description="Watch a diffusion model turn noise into pictures, in a browser.")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: $MODEL_ID, or the embedded model)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     arguments = parser.parse_args(argv)

@@ -8,18 +8,17 @@ import sys
 
 def main(argv: list[str]) -> int:
     """Train as ``argv`` says; 0 when done, 2 for a mistake of the user's, told in one line."""
-    from ddpm_hf.config import load_config
-    from ddpm_hf.errors import UserError
+    from ddpm_hf.errors import run_command
 
-    try:
+    def run():
+        from ddpm_hf.config import load_config
+
         config = load_config(argv)
         from ddpm_hf.training import Trainer  # slow to import, not needed for --help or a wrong setting
 
         Trainer(config).train()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

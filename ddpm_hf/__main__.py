@@ -1,37 +1,30 @@
 """The command line: ``python -m ddpm_hf sample | export | push``."""
 
 import argparse
-import math
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import Parser, UserError, run_command
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_GUIDANCE = 100
 PICTURE_SUFFIXES = (".png", ".gif", ".webp", ".mp4", ".npz")
 
 
 def main(argv: list[str]) -> int:
     """Run a command; 0 when done, 2 for a mistake of the user's, told in one line."""
-    parser = _parser()
-    try:
-        arguments = parser.parse_args(argv)
+
+    def run():
+        arguments = _parser().parse_args(argv)
         arguments.run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see python -m ddpm_hf --help).")
+    return run_command(run)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m ddpm_hf", description="Use a trained model from the command line.")
+    parser = Parser(prog="python -m ddpm_hf", description="Use a trained model from the command line.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     sample = commands.add_parser("sample", help="generate pictures", description="Generate pictures.")
@@ -73,12 +66,14 @@ def _sample(arguments):
         raise UserError(f"--output {output} must end in {', '.join(PICTURE_SUFFIXES)}.")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}.")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder.")
     if arguments.num_images < 1 or arguments.batch_size < 1:
         raise UserError("--num-images and --batch-size must be at least 1.")
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
-    if not math.isfinite(arguments.guidance_scale):
-        raise UserError(f"--guidance-scale must be a finite number, got {arguments.guidance_scale}.")
+    if not abs(arguments.guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not either
+        raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {arguments.guidance_scale}.")
 
     import torch
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import Parser, UserError
 
 
 class TrainConfig(BaseModel):
@@ -18,11 +18,13 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     # ---- where
-    output_dir: str = Field("runs/ddpm", description="folder of the run; the same command again resumes it")
+    output_dir: str = Field(
+        "runs/ddpm", min_length=1, description="folder of the run; the same command again resumes it"
+    )
     seed: int = Field(0, ge=0, description="seed of the weights, the order of the images and the noise")
 
     # ---- data
-    dataset: str = Field(description="Hub id, image folder, or parquet, arrow or idx.gz file or folder")
+    dataset: str = Field(min_length=1, description="Hub id, image folder, or parquet, arrow or idx.gz file or folder")
     dataset_config: str | None = Field(None, description="configuration of a Hub data set that has several")
     dataset_split: str = Field("train", description="split to train on")
     dataset_revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
@@ -85,7 +87,7 @@ class TrainConfig(BaseModel):
     checkpointing_steps: int = Field(500, ge=1, description="steps between checkpoints")
     checkpoints_total_limit: int = Field(2, ge=1, description="newest checkpoints that are kept")
     sample_steps: int = Field(1000, ge=1, description="steps between sample grids")
-    num_samples: int = Field(20, ge=1, description="images in a sample grid")
+    num_samples: int = Field(20, ge=1, le=1000, description="images in a sample grid")
 
     @model_validator(mode="after")
     def _fit_together(self):
@@ -131,7 +133,7 @@ def load_config(argv: list[str]) -> TrainConfig:
     Raises:
         UserError: for a missing or malformed file, an unknown setting or a wrong value.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py", allow_abbrev=False, description="Train a DDPM. The same command again resumes the run."
     )
     parser.add_argument("--config", help="YAML file with settings", metavar="FILE")
@@ -151,8 +153,14 @@ def load_config(argv: list[str]) -> TrainConfig:
 
 def _parse(text: str) -> Any:
     """A command-line value as YAML would read it: [1, 2], null, true; anything else stays text."""
-    value = yaml.safe_load(text) if text[:1] in "[" or text.lower() in ("null", "none", "true", "false") else text
-    return None if value in ("none", "None") else value
+    if text.lower() in ("null", "none"):
+        return None
+    if not text.startswith("["):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} is not a list such as [32, 64].") from None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -172,7 +180,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _nearest_setting(name: str) -> str:
-    match = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.6)
     return f"did you mean {match[0]!r}?" if match else "run with --help for all settings."
 
 

@@ -22,6 +22,7 @@ from ddpm_hf.errors import UserError, nearest
 
 IDX_SUFFIXES = ("-ubyte.gz", "-ubyte", ".idx.gz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLITS = ("train", "test", "validation")
 GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
@@ -122,9 +123,13 @@ def load_images(
 
 
 def _check_names(labels, names) -> list[str] | None:
-    if labels is None or names is None:
+    if labels is None:
         return None
-    if labels.min() < 0 or labels.max() >= len(names):
+    if labels.min() < 0:
+        raise UserError(f"row {int(labels.argmin())} has the label {labels.min()}; labels count from 0.")
+    if names is None:
+        return None
+    if labels.max() >= len(names):
         raise UserError(f"{len(names)} label_names do not cover labels {labels.min()} to {labels.max()}.")
     return list(names)
 
@@ -170,7 +175,7 @@ def _read_idx_array(path: Path) -> np.ndarray:
 
 def _open_table(dataset: str, split: str, config_name: str | None, revision: str | None):
     """A ``datasets.Dataset`` from a local file or folder, or from the Hub."""
-    from datasets import load_dataset, load_from_disk
+    from datasets import load_dataset
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -180,24 +185,50 @@ def _open_table(dataset: str, split: str, config_name: str | None, revision: str
             if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix in (".parquet", ".arrow"):
                 raise UserError(f"data set {dataset!r} does not exist: no such file or folder.")
             return load_dataset(dataset, config_name, split=split, revision=revision)
-        if path.is_file():
-            return load_dataset(_file_format(path), data_files=str(path), split="train")
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            table = load_from_disk(str(path))
-            return table[split] if isinstance(table, dict) else table
-        for suffix in ("parquet", "arrow"):
-            if files := sorted(str(file) for file in path.rglob(f"*.{suffix}")):
-                chosen = [file for file in files if split in Path(file).name] or files
-                return load_dataset(suffix, data_files=chosen, split="train")
-        if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
-            raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
-        folder = path / split if (path / split).is_dir() else path
-        return load_dataset("imagefolder", data_dir=str(folder), split="train")
+        return _open_local(path, dataset, split)
     except UserError:
         raise
     except Exception as error:  # the library raises dozens of types; the user needs the one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"data set {dataset!r} cannot be loaded: {reason}") from error
+
+
+def _open_local(path: Path, dataset: str, split: str):
+    from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+
+    if path.is_file():
+        _refuse_split(dataset, split, ["train"])
+        return load_dataset(_file_format(path), data_files=str(path), split="train")
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        table = load_from_disk(str(path))
+        splits = {"train": table} if isinstance(table, Dataset) else dict(table)
+        _refuse_split(dataset, split, splits)
+        return concatenate_datasets([splits[name] for name in split.split("+")])
+    for suffix in ("parquet", "arrow"):
+        if files := sorted(str(file) for file in path.rglob(f"*.{suffix}")):
+            return load_dataset(suffix, data_files=_files_of_splits(files, dataset, split), split="train")
+    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+        raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
+    present = [name for name in SPLITS if (path / name).is_dir()]
+    _refuse_split(dataset, split, present or ["train"])
+    folders = [path / name for name in split.split("+")] if present else [path]
+    return concatenate_datasets(
+        [load_dataset("imagefolder", data_dir=str(folder), split="train") for folder in folders]
+    )
+
+
+def _files_of_splits(files: list[str], dataset: str, split: str) -> list[str]:
+    """Those of ``files`` that belong to ``split``, by their names: 'train-00000-of-00001.parquet'."""
+    present = {name: [file for file in files if Path(file).name.startswith(name)] for name in SPLITS}
+    present = {name: chosen for name, chosen in present.items() if chosen} or {"train": files}
+    _refuse_split(dataset, split, present)
+    return [file for name in split.split("+") for file in present[name]]
+
+
+def _refuse_split(dataset: str, split: str, present):
+    for name in split.split("+"):
+        if name not in present:
+            raise UserError(f"data set {dataset!r} has no split {name!r}; it has {', '.join(present)}.")
 
 
 def _file_format(path: Path) -> str:
@@ -233,11 +264,22 @@ def _column_of_type(features, kind) -> str | None:
 
 
 def _labels(table, column: str) -> tuple[np.ndarray, list[str] | None]:
-    values = np.asarray(table.with_format("arrow")[column].to_numpy(zero_copy_only=False))
-    if values.dtype.kind not in "iu":  # names: number them in alphabetical order
-        names, labels = np.unique(values.astype(str), return_inverse=True)
-        return labels.astype(np.int64), names.tolist()
-    return values.astype(np.int64), getattr(table.features[column], "names", None)
+    from datasets import ClassLabel, Value
+
+    feature = table.features[column]
+    kind = feature.dtype if isinstance(feature, Value) else ""
+    if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise UserError(f"column {column!r} holds no labels: whole numbers or names would be right.")
+    values = table.with_format("arrow")[column]
+    if values.null_count:
+        missing = values.is_null().to_pylist().index(True)
+        raise UserError(f"row {missing} has no label in column {column!r}.")
+    values = values.to_numpy(zero_copy_only=False)
+    if isinstance(feature, ClassLabel):
+        return values.astype(np.int64), feature.names
+    # numbered in order: a label of 1,000,000 must not make a million classes
+    found, labels = np.unique(values.astype(str) if "string" in kind else values, return_inverse=True)
+    return labels.astype(np.int64), [str(name) for name in found]
 
 
 # ---- decoding and fitting
@@ -250,17 +292,23 @@ def _fit_all(rows, dataset: str, size: int, resize: str, max_memory_gb: float):
     pad = resize == "pad" or (resize == "auto" and max(first.size) <= size)
     if pad and max(first.size) > size:
         raise UserError(f"images of {first.height}x{first.width} cannot be padded to {size}x{size}; use resize: crop.")
-    shape = (len(rows), channels, size, size)
-    images = _allocate(shape, max_memory_gb)
+    images = _allocate((len(rows), channels, size, size), max_memory_gb)
     fit = _pad if pad else _scale_and_crop
     for i in tqdm(range(len(rows)), desc="reading images", unit="image", mininterval=1, disable=len(rows) < 2000):
-        image = _to_mode(_decode(rows[i], dataset, i), "L" if channels == 1 else "RGB")
+        image = _decode(rows[i], dataset, i)
+        if (image.mode in GRAY_MODES) != (channels == 1):
+            raise UserError(
+                f"row {i} of data set {dataset!r} is of mode {image.mode}, the first of {first.mode}: make all images "
+                f"gray or all of them RGB."
+            )
         if pad and image.size != first.size:
+            if resize == "auto":  # not all of one size after all
+                return _fit_all(rows, dataset, size, "crop", max_memory_gb)
             raise UserError(
                 f"row {i} of data set {dataset!r} is {image.height}x{image.width}, the first is "
                 f"{first.height}x{first.width}; use resize: crop for images of several sizes."
             )
-        images[i] = fit(image, size)
+        images[i] = fit(_to_mode(image, "L" if channels == 1 else "RGB"), size)
     return images, (first.height, first.width) if pad else (size, size)
 
 
@@ -277,13 +325,15 @@ def _decode(row, dataset: str, index: int) -> Image.Image:
     """A PIL image from a row: an array (IDX) or the bytes and path of an image feature."""
     if isinstance(row, np.ndarray):
         return Image.fromarray(row)
+    if row is None:
+        raise UserError(f"row {index} of data set {dataset!r} has no image.")
     try:
         source = row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"])
         image = Image.open(source)
         image.load()
         return ImageOps.exif_transpose(image)
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        name = (row or {}).get("path") or ""
+        name = row.get("path") or ""
         raise UserError(
             f"row {index} of data set {dataset!r}{f' ({Path(name).name})' if name else ''} is not a readable image: "
             f"{str(error) or type(error).__name__}."
@@ -306,7 +356,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _pad(image: Image.Image, size: int) -> np.ndarray:
-    """Zeros around a smaller image, the odd row and column below and right: the inverse of ``centre_crop``."""
+    """Zeros around a smaller image, the odd row and column below and right: undone by ``MyDDPMPipeline.postprocess``."""
     pixels = _pixels(image)
     top, left = (size - pixels.shape[1]) // 2, (size - pixels.shape[2]) // 2
     bottom, right = size - pixels.shape[1] - top, size - pixels.shape[2] - left

@@ -6,9 +6,9 @@ installed classes and runs nothing that came with it.
 """
 
 import copy
+import fnmatch
 import hashlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,24 +40,37 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
     repositories into one place, where same-named files of two versions would replace each other.
 
     Args:
-        folder: created, or replaced as a whole.
+        folder: created; an exported pipeline in its place is replaced as a whole.
         pipeline: the weights are written as safetensors.
         dtype: floating-point type of the stored weights; None keeps them as they are.
+
+    Raises:
+        UserError: if something else than an exported pipeline is in its place. It is not touched.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    if folder.exists() and not _is_replaceable(folder):
+        raise UserError(f"{folder.name} exists and is not an exported pipeline; choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
-        partial = Path(parent) / folder.name
+        partial = Path(parent) / "new"
         _write_pipeline(partial, pipeline, dtype)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(Path(parent) / "old")  # deleted with ``parent``, when the new one is in place
         partial.rename(folder)
     return folder
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether ``folder`` is empty, or an exported pipeline and nothing more."""
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or ((folder / "model_index.json").is_file() and not (folder / ".git").exists())
 
 
 def _write_pipeline(folder: Path, pipeline: DiffusionPipeline, dtype: torch.dtype | None):
     unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
     unet.save_pretrained(folder / "unet", safe_serialization=True)
+    _forget_origin(folder / "unet" / "config.json")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"],
@@ -67,6 +80,13 @@ def _write_pipeline(folder: Path, pipeline: DiffusionPipeline, dtype: torch.dtyp
         **{name: pipeline.config.get(name) for name in ("id2label", "output_height", "output_width")},
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _forget_origin(config_file: Path):
+    """Drop the path that the weights were loaded from: it is nobody's business, and no longer true."""
+    config = json.loads(config_file.read_text())
+    config.pop("_name_or_path", None)
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _cast(unet: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
@@ -119,13 +139,46 @@ def load_pipeline(
     scheduler_class = _class_of(index, "scheduler", set(MyDDPMScheduler._compatibles), model)
     if not any((folder / "unet").glob("*.safetensors")):
         raise UserError(f"model {model} has no safetensors weights; pickled weights can run code and are not loaded.")
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise UserError(f"model {model} has no scheduler/scheduler_config.json: it is not an exported pipeline.")
     try:
-        unet = unet_class.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+        unet, info = unet_class.from_pretrained(
+            folder / "unet", use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        )
+        _check_weights(unet, info)
+        unet = unet.eval().to(torch.device(device))
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        options = {name: index[name] for name in ("id2label", "output_height", "output_width") if name in index}
+        return MyDDPMPipeline(unet, scheduler, **_pipeline_options(index, unet, scheduler))
     except Exception as error:
         raise UserError(f"model {model} cannot be loaded: {_one_line(error)}") from error
-    return MyDDPMPipeline(unet.eval().to(torch.device(device)), scheduler, **options)
+
+
+def _check_weights(unet: torch.nn.Module, info: dict):
+    """Refuse weights that are not those of the configured network, all of them, and finite."""
+    for problem in ("missing", "unexpected"):
+        if names := sorted(info.get(f"{problem}_keys", ())):
+            raise ValueError(f"its weights do not fit its config.json: {names[0]} is {problem}.")
+    for name, parameter in unet.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"its weights are broken: {name} is not finite.")
+
+
+def _pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
+    """The pipeline's own settings from model_index.json, checked."""
+    size, options = unet.config.sample_size, {}
+    for name, largest in zip(("output_height", "output_width"), (size, size) if isinstance(size, int) else size):
+        value = options[name] = index.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= largest):
+            raise ValueError(f"{name} in model_index.json must be a whole number in [1, {largest}], got {value!r}.")
+    names = options["id2label"] = index.get("id2label")
+    if names is not None and not (isinstance(names, dict) and all(isinstance(name, str) for name in names.values())):
+        raise ValueError("id2label in model_index.json must give a name for every label.")
+    rows = getattr(unet.config, "num_train_timesteps", None)
+    if rows is not None and scheduler.config.num_train_timesteps > rows:
+        raise ValueError(
+            f"its scheduler has {scheduler.config.num_train_timesteps} timesteps, its network knows only {rows}."
+        )
+    return options
 
 
 def _one_line(error: Exception) -> str:
@@ -151,8 +204,8 @@ def _pipeline_in(folder: Path) -> Path:
     """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
     if (folder / "model_index.json").exists():
         return folder
-    checkpoints = folder.glob("checkpoints/step-*/pipeline")
-    candidates = [*sorted(checkpoints, key=lambda path: int(path.parent.name.removeprefix("step-")))]
+    checkpoints = (path / "pipeline" for path in folder.glob("checkpoints/step-*") if path.name[5:].isdecimal())
+    candidates = sorted(checkpoints, key=lambda path: int(path.parent.name[5:]))
     candidates += [path for path in (folder / "pipeline",) if path.is_dir()]
     return candidates[-1] if candidates else folder
 
@@ -162,6 +215,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -178,17 +232,22 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
         raise UserError(f"model {repo_id} has no revision {revision!r}.") from None
     except LocalEntryNotFoundError:
         raise UserError(f"model {repo_id} is not in the cache, and the Hub cannot be reached.") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"model {repo_id} cannot be fetched: {_one_line(error)}") from None
     except HFValidationError:
         raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
 
 
 def _read_json(path: Path, model) -> dict:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        values = json.loads(path.read_text())
+    except OSError:
         raise UserError(f"model {model} has no {path.name}: it is not an exported pipeline.") from None
     except ValueError as error:
         raise UserError(f"model {model}: {path.name} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"model {model}: {path.name} must hold an object, not a {type(values).__name__}.")
+    return values
 
 
 def _class_of(index: dict, component: str, stock: set[str], model):
@@ -209,30 +268,43 @@ def _class_of(index: dict, component: str, stock: set[str], model):
 def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
     """Upload an exported folder to the Hub in one commit, creating the repository if need be; returns its address.
 
-    A folder without README.md gets one first, the model card, filled in from the model's own settings.
+    A folder without README.md of its own is given one there, the model card, filled in from the model's settings.
+    Component files of older versions go.
 
     Raises:
-        UserError: if the folder is no exported pipeline or the Hub refuses.
+        UserError: if the folder is no exported pipeline, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     folder = Path(folder)
     _read_json(folder / "model_index.json", folder)
-    if not (folder / "README.md").exists() and CARD_TEMPLATE.exists():
-        _write_card(folder, repo_id)
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if "README.md" not in files and CARD_TEMPLATE.exists():
+        files["README.md"] = _model_card(folder, repo_id).encode()
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload MyDDPMPipeline")
+        operations = _changes(api.list_repo_files(repo_id), files)
+        api.create_commit(repo_id, operations, commit_message="Upload MyDDPMPipeline")
     except HFValidationError:
         raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the client raises its own, the HTTP library's and the system's
         raise UserError(f"pushing to {repo_id} failed: {_one_line(error)}") from error
     return str(url)
 
 
-def _write_card(folder: Path, repo_id: str):
+def _changes(present: list[str], files: dict) -> list:
+    """Operations of one commit: add ``files``, and delete component files of ours that are not among them."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    old = [name for name in present if fnmatch.fnmatch(name, "*ddpm_hf_*_*.py") and name not in files]
+    added = [CommitOperationAdd(name, source) for name, source in files.items()]
+    return added + [CommitOperationDelete(name) for name in old]
+
+
+def _model_card(folder: Path, repo_id: str) -> str:
+    """The card's text, from the template and the model's own settings."""
     from huggingface_hub import ModelCard, ModelCardData
 
     pipeline = load_pipeline(folder)
@@ -255,4 +327,4 @@ def _write_card(folder: Path, repo_id: str):
         num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
         prediction_type=pipeline.scheduler.config.prediction_type,
     )
-    card.save(folder / "README.md")
+    return str(card)

@@ -51,6 +51,8 @@ class TrainState:
     unet: MyUNet
     optimizer: torch.optim.Optimizer
     ema: EMAModel
+    num_processes: int = 1
+    scaler: torch.amp.GradScaler | None = None  # only for fp16
     step: int = 0
 
     def save(self, folder: Path, ema_pipeline: MyDDPMPipeline):
@@ -63,7 +65,9 @@ class TrainState:
         partial.mkdir(parents=True)
         save_file(_contiguous(self.unet.state_dict()), partial / "unet.safetensors")
         torch.save(self.optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "state.json").write_text(json.dumps({"step": self.step}))
+        (partial / "state.json").write_text(
+            json.dumps({"step": self.step, "scaler": self.scaler and self.scaler.state_dict()})
+        )
         export_pipeline(partial / "pipeline", ema_pipeline)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
@@ -72,12 +76,34 @@ class TrainState:
         _sync(folder.parent)
 
     def load(self, folder: Path):
+        """Restore what ``save`` wrote.
+
+        Raises:
+            UserError: if it is not whole, or of another number of processes, whose noise would be another.
+        """
+        try:
+            counters = json.loads((folder / "state.json").read_text())
+            self._restore(folder, counters)
+        except Exception as error:  # safetensors, torch, json and the system each raise their own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"checkpoint {folder} cannot be read ({reason}); delete it to resume from an older one."
+            ) from error
+        if counters["num_processes"] != self.num_processes:
+            raise UserError(
+                f"{folder} is of a run of {counters['num_processes']} process(es), this one has "
+                f"{self.num_processes}, and noise belongs to a process; resume it with as many."
+            )
+
+    def _restore(self, folder: Path, counters: dict):
         device = self.unet.device
         self.unet.load_state_dict(load_file(folder / "unet.safetensors"))
         average = load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors", device=str(device))
         self.ema.shadow_params = [average[name] for name, _ in self.unet.named_parameters()]
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=device, weights_only=True))
-        self.step = self.ema.optimization_step = json.loads((folder / "state.json").read_text())["step"]
+        if self.scaler is not None and counters["scaler"]:
+            self.scaler.load_state_dict(counters["scaler"])
+        self.step = self.ema.optimization_step = counters["step"]
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -99,7 +125,8 @@ def build_unet(config: TrainConfig, data: ImageData) -> MyUNet:
     """The network of a run, its channels and classes taken from the data."""
     if config.class_conditional and data.labels is None:
         raise UserError(f"class_conditional needs labels, and data set {config.dataset!r} has none.")
-    return MyUNet(
+    return _built(
+        MyUNet,
         sample_size=config.sample_size,
         in_channels=data.num_channels,
         out_channels=data.num_channels,
@@ -119,7 +146,8 @@ def build_unet(config: TrainConfig, data: ImageData) -> MyUNet:
 
 def build_scheduler(config: TrainConfig) -> MyDDPMScheduler:
     """The diffusion process of a run."""
-    return MyDDPMScheduler(
+    return _built(
+        MyDDPMScheduler,
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
@@ -127,6 +155,14 @@ def build_scheduler(config: TrainConfig) -> MyDDPMScheduler:
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
     )
+
+
+def _built(component: type, **settings):
+    """``component(**settings)``, its complaint a UserError."""
+    try:
+        return component(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def build_ema(config: TrainConfig, unet: MyUNet) -> EMAModel:
@@ -212,6 +248,8 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.folder = Path(config.output_dir)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"output_dir {self.folder} is a file; a folder would be right.")
         self.accelerator = Accelerator(mixed_precision=self._precision())
         self.data = load_images(
             config.dataset,
@@ -226,6 +264,8 @@ class Trainer:
             resize=config.resize,
             max_memory_gb=config.max_memory_gb,
         )
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise UserError("mixed_precision fp16 needs a GPU; bf16 or no would be right here.")
         self.parts = config.gradient_accumulation_steps
         slices = self.parts * self.accelerator.num_processes
         if config.train_batch_size % slices:
@@ -248,7 +288,9 @@ class Trainer:
             fused=True,
         )
         self.model, optimizer = self.accelerator.prepare(unet, optimizer)
-        self.state = TrainState(unet, optimizer, build_ema(config, unet))
+        self.state = TrainState(
+            unet, optimizer, build_ema(config, unet), self.accelerator.num_processes, self.accelerator.scaler
+        )
 
     # ---- the loop
 
@@ -327,8 +369,16 @@ class Trainer:
 
     def _settings_before(self) -> dict:
         """The settings of the run found in ``output_dir``; {} if there is none."""
+        if not self._checkpoints():
+            return {}
         path = self.folder / "config.yaml"
-        return (yaml.safe_load(path.read_text()) or {}) if path.exists() and self._checkpoints() else {}
+        try:
+            settings = yaml.safe_load(path.read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.folder} has checkpoints but no readable config.yaml; choose another output_dir.")
+        return settings
 
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest checkpoint."""
@@ -338,8 +388,9 @@ class Trainer:
             self.state.load(checkpoints[-1])
         if self.accelerator.is_main_process:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-            precision = self.accelerator.mixed_precision
-            self.config.model_copy(update={"mixed_precision": precision}).save(self.folder / "config.yaml")
+            accelerator = self.accelerator
+            settings = self.config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
+            settings.save(self.folder / "config.yaml")
             self._forget_metrics_after(self.state.step)
         self.accelerator.wait_for_everyone()
         parameters = sum(parameter.numel() for parameter in self.state.unet.parameters())
@@ -352,8 +403,8 @@ class Trainer:
         )
 
     def _checkpoints(self) -> list[Path]:
-        folders = (self.folder / "checkpoints").glob("step-*")
-        return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+        folders = (path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
+        return sorted(folders, key=lambda folder: int(folder.name[5:]))
 
     def _refuse_other_run(self):
         """A run resumes only with the settings it was started with, but for those that do not change its result."""
@@ -371,7 +422,7 @@ class Trainer:
         """Drop the lines that an interrupted run wrote after its last checkpoint: they will be written again."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", step + 1) <= step]
         path.write_text("".join(f"{line}\n" for line in kept))
 
     # ---- what a run writes

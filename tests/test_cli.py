@@ -112,7 +112,7 @@ def test_push(hub, model, capsys):
         (["--labels", "hat"], "the model has no class 'hat'"),
         (["--labels", "3"], "the model has no class '3'"),
         (["--seed", "-1"], "--seed must lie in"),
-        (["--guidance-scale", "nan"], "--guidance-scale must be a finite number"),
+        (["--guidance-scale", "nan"], "--guidance-scale must lie within 100"),
         (["--output", "x.jpg"], "--output x.jpg must end in .png"),
         (["--output", "no/such/folder/x.png"], "there is no folder"),
         (["--revision"], "argument --revision: expected one argument"),
@@ -124,6 +124,17 @@ def test_mistakes_are_one_line_and_leave_nothing(model, tmp_path, capsys, argume
     assert error.startswith(f"error: {message}" if not message.startswith("there") else "error: ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be_written(model, tmp_path, capsys):
+    (tmp_path / "x.png").mkdir()
+    assert sample(model, tmp_path / "x.png") == 2
+    (tmp_path / "file").write_text("x")
+    assert main(["export", model, "--output", str(tmp_path / "file")]) == 2
+    assert main(["export", model, "--output", str(tmp_path / "file" / "below")]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in errors if line.startswith("error: ")]) == 3
+    assert "Traceback" not in "".join(errors)
 
 
 def test_a_missing_model_and_no_command(tmp_path, capsys):

@@ -79,6 +79,10 @@ def test_what_is_saved_builds_the_same_config(tmp_path):
         (["--rescale_betas_zero_snr", "true"], "needs prediction_type v_prediction or sample"),
         (["--loss_type", "weighted", "--prediction_type", "sample"], "use prediction_type epsilon"),
         (["--beta_start", "0.1"], "must not exceed beta_end"),
+        (["--block_out_channels", "[64, 128"], "is not a list such as"),
+        (["--dataset", ""], "setting 'dataset': .*at least 1 character"),
+        (["--learning_rate"], "argument --learning_rate: expected one argument"),
+        (["--nonsense", "1"], "unknown setting '--nonsense'; run with --help"),
         (["stray"], "unknown setting 'stray'"),
     ],
 )

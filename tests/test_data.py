@@ -222,6 +222,74 @@ def test_columns_by_name(tmp_path):
         load_images(str(tmp_path / "b.parquet"))
 
 
+def parquet(tmp_path, labels, feature=None):
+    features = datasets.Features({"image": datasets.Image(), "label": feature}) if feature else None
+    data = {"image": [Image.fromarray(pixels) for pixels in PIXELS], "label": labels}
+    datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "a.parquet")
+    return str(tmp_path / "a.parquet")
+
+
+def test_plain_labels_are_numbered_in_order(tmp_path):
+    data = load_images(parquet(tmp_path, [10**6, 3, 3, 10**6, 5, 3]))
+    assert data.labels.tolist() == [2, 0, 0, 2, 1, 0]
+    assert (data.num_classes, data.label_names) == (3, ["3", "5", "1000000"])
+    data = load_images(parquet(tmp_path, ["b", "a", "b", "b", "c", "a"]))
+    assert (data.labels.tolist(), data.label_names) == ([1, 0, 1, 1, 2, 0], ["a", "b", "c"])
+
+
+def test_labels_that_are_none(tmp_path):
+    names = datasets.ClassLabel(names=NAMES)
+    for labels, feature, message in [
+        ([0, 1, None, 2, 0, 1], names, "row 2 has no label in column 'label'"),
+        ([0, 1, None, 2, 0, 1], None, "row 2 has no label"),
+        ([0.5] * 6, None, "column 'label' holds no labels"),
+        ([0, 1, 2, -1, 0, 1], names, "row 3 has the label -1"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_images(parquet(tmp_path, labels, feature), label_column="label")
+    with pytest.raises(UserError, match="column 'image' holds no labels"):
+        load_images(parquet(tmp_path, LABELS), label_column="image")
+
+
+def test_gray_and_color_together_are_refused(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="row 1 of data set .* is of mode RGB, the first of L"):
+        load_images(str(tmp_path), sample_size=8)
+
+
+def test_auto_crops_where_sizes_differ(tmp_path):
+    Image.new("L", (9, 9), 50).save(tmp_path / "a.png")
+    Image.new("L", (8, 40), 60).save(tmp_path / "b.png")
+    data = load_images(str(tmp_path))
+    assert (data.images.shape, data.output_size) == ((2, 1, 32, 32), (32, 32))
+    assert data.images[1].min() == 60
+
+
+def test_a_missing_image_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    images = [Image.fromarray(PIXELS[0]), None]
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"row 1 of data set .* has no image"):
+        load_images(str(tmp_path / "a.parquet"))
+
+
+def test_splits_of_local_data(tmp_path):
+    for split, pixels in (("train", PIXELS[:4]), ("test", PIXELS[4:])):
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        (tmp_path / "files").mkdir(exist_ok=True)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "folder" / split / f"{i}.png")
+        rows = {"image": [Image.fromarray(image) for image in pixels]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "files" / f"{split}-00000-of-00001.parquet")
+    for kind in ("folder", "files"):
+        source = str(tmp_path / kind)
+        counts = [len(load_images(source, split=split)) for split in ("train", "test", "train+test")]
+        assert counts == [4, 2, 6]
+        with pytest.raises(UserError, match="has no split 'validation'; it has train, test"):
+            load_images(source, split="validation")
+
+
 def test_damaged_idx_files(sources):
     file = sources["idx"] / "train-images-idx3-ubyte.gz"
     whole = file.read_bytes()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from safetensors.torch import load_file, save_file
 from helpers import tiny_pipeline
 
 from ddpm_hf.errors import UserError
@@ -147,6 +148,21 @@ def test_an_export_that_fails_leaves_the_old_one(exported, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_export_replaces_nothing_but_an_exported_pipeline(exported, tmp_path):
+    pipeline = load_pipeline(exported)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    for name in ("thesis", "file"):
+        with pytest.raises(UserError, match=f"{name} exists and is not an exported pipeline"):
+            export_pipeline(tmp_path / name, pipeline)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    export_pipeline(tmp_path / "empty", pipeline)
+    assert str(tmp_path) not in (tmp_path / "empty" / "unet" / "config.json").read_text()
+    assert str(exported.parent) not in (tmp_path / "empty" / "unet" / "config.json").read_text()
+
+
 def test_plain_diffusers_repositories_load(tmp_path):
     unet = UNet2DModel(
         sample_size=8,
@@ -191,7 +207,7 @@ def test_push_is_one_commit_and_private_when_asked(hub, exported, tmp_path):
     repo = hub.repos["model", "acme/secret"]
     assert repo.private
     assert len(repo.commits) == 2  # the repository's own first one, and ours
-    uploaded = set(repo.resolve("main").files) - {".gitattributes"}
+    uploaded = set(repo.resolve("main").files) - {".gitattributes", "README.md"}
     assert uploaded == {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     push(exported, "acme/secret")
     assert hub.repos["model", "acme/secret"].private
@@ -214,9 +230,45 @@ def test_push_fills_in_the_card_and_keeps_the_users_own(hub, exported, tmp_path)
     ):
         assert expected in card.text
     assert "{{" not in card.text
+    assert not (folder / "README.md").exists()
+    push(folder, "acme/others")  # another repository gets a card of its own
+    assert "# others" in ModelCard.load("acme/others").text
     (folder / "README.md").write_text("mine")
     push(folder, "alice/shapes")
     assert hub.repos["model", "alice/shapes"].resolve("main").files["README.md"].data == b"mine"
+
+
+def test_push_removes_component_files_of_an_older_version(hub, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    old = folder / "unet" / "ddpm_hf_unet_0123456789ab.py"
+    old.write_text("old")
+    (folder / "extra.py").write_text("the user's own")
+    push(folder, "alice/shapes")
+    old.unlink()
+    (folder / "extra.py").unlink()
+    push(folder, "alice/shapes")
+    files = hub.repos["model", "alice/shapes"].resolve("main").files
+    assert "unet/ddpm_hf_unet_0123456789ab.py" not in files
+    assert "extra.py" in files
+    assert len(hub.repos["model", "alice/shapes"].commits) == 3
+
+
+def test_push_to_a_hub_that_does_not_answer(exported, tmp_path, root):
+    script = "import sys; from ddpm_hf.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(root)}
+    before = sorted(exported.rglob("*"))
+    result = subprocess.run(
+        [sys.executable, "-c", script, "push", str(exported), "--repo-id", "a/b"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: pushing to a/b failed: ")
+    assert "Traceback" not in result.stderr
+    assert sorted(exported.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -297,6 +349,41 @@ def test_broken_weights_are_one_line(exported, tmp_path, content):
     weights = folder / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100] if content is None else content)
     with pytest.raises(UserError, match="cannot be loaded") as error:
+        load_pipeline(folder)
+    assert "\n" not in str(error.value)
+
+
+def change_weights(folder: Path, change):
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_json(file: Path, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: change_weights(f, lambda w: w["out_conv.bias"].fill_(float("nan"))), "out_conv.bias is not finite"),
+        (lambda f: change_weights(f, lambda w: w.pop("out_conv.bias")), "out_conv.bias is missing"),
+        (lambda f: change_weights(f, lambda w: w.update(more=torch.zeros(1))), "more is unexpected"),
+        (lambda f: change_json(f / "model_index.json", output_height=-3), "output_height in model_index.json must"),
+        (lambda f: change_json(f / "model_index.json", output_width=9), r"must be a whole number in \[1, 8\], got 9"),
+        (lambda f: change_json(f / "model_index.json", id2label=[1]), "id2label in model_index.json must"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "must hold an object, not a list"),
+        (lambda f: (f / "model_index.json").write_text("{"), "is not JSON"),
+        (lambda f: change_json(f / "unet/config.json", sample_size="abc"), "sample_size must be a whole number"),
+        (lambda f: change_json(f / "unet/config.json", num_attention_heads=0), "num_attention_heads must be"),
+        (lambda f: change_json(f / "scheduler/scheduler_config.json", num_train_timesteps=99), "network knows only 20"),
+        (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "has no scheduler/scheduler_config.json"),
+    ],
+)
+def test_damaged_models_are_one_line(exported, tmp_path, damage, message):
+    folder = shutil.copytree(exported, tmp_path / "broken")
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
         load_pipeline(folder)
     assert "\n" not in str(error.value)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from helpers import tiny_pipeline
 
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
@@ -194,14 +194,27 @@ def test_unit_variance_of_sigma_schedulers():
         ({"seed": [1, 2], "batch_size": 3}, "2 generators or seeds were given for batch_size=3"),
         ({"seed": 1, "generator": torch.Generator()}, "either generator or seed"),
         ({"output_type": "jpeg"}, "output_type must be"),
+        ({"num_inference_steps": float("inf")}, "got inf"),
+        ({"num_inference_steps": "a"}, "got a"),
+        ({"batch_size": 2.0}, "batch_size must be"),
+        ({"class_labels": [1.5]}, "class_labels must be whole numbers"),
+        ({"guidance_scale": float("nan"), "class_labels": 1}, "guidance_scale must be a finite number"),
+        ({"latents": torch.zeros(3, 1, 8, 8), "batch_size": 2}, r"latents must have shape \(2, 1, 8, 8\)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         conditional()(**arguments)
-    if "class_labels" in arguments:
+    if "class_labels" in arguments and "guidance_scale" not in arguments:
         with pytest.raises(ValueError, match="unconditional"):
             tiny_pipeline()(**arguments)
+
+
+def test_a_scheduler_of_another_process_is_refused():
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=20)
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler is not a scheduler of this diffusion"):
+        pipeline(1, num_inference_steps=2)
 
 
 def test_unknown_sampler_names_the_nearest():

@@ -209,6 +209,11 @@ def test_stock_schedulers_build_from_our_config_and_back(name):
         ({"rescale_betas_zero_snr": True}, "needs prediction_type 'v_prediction' or 'sample'"),
         ({"num_train_timesteps": 0}, "at least 1"),
         ({"beta_start": 0.1}, "0 < beta_start <= beta_end < 1"),
+        ({"steps_offset": -5}, r"steps_offset must lie in \[0, 999\]"),
+        (
+            {"num_train_timesteps": 1, "rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            "at least 2 timesteps",
+        ),
         ({"beta_end": float("nan")}, "0 < beta_start <= beta_end < 1"),
     ],
 )

@@ -134,6 +134,22 @@ def test_timestep_in_every_form_means_the_same():
         assert (mixed[1] - expected[1]).abs().max() < 1e-5
 
 
+def test_timesteps_and_labels_of_any_dtype_and_form():
+    unet = tiny_unet(num_train_timesteps=500, num_class_embeds=3)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = unet(x, 100, torch.tensor([1, 1])).sample
+        for timestep in (torch.tensor(100, dtype=torch.int8), torch.tensor(100, dtype=torch.bfloat16)):
+            assert torch.equal(unet(x, timestep, 1).sample, expected)
+            assert torch.equal(unet(x, timestep, [1, 1]).sample, expected)
+    with pytest.raises(ValueError, match=r"timestep must lie in \[0, 499\]"):
+        unet(x, torch.tensor(499, dtype=torch.bfloat16))  # which is 500
+    with pytest.raises(ValueError, match="timestep must be one for all or one for each of 2 images, got 3"):
+        unet(x, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="class_labels must be one for all or one for each of 2 images, got 3"):
+        unet(x, 1, torch.tensor([1, 2, 3]))
+
+
 @pytest.mark.parametrize("timestep", [20, -1, 19.5, float("nan"), torch.tensor([3, 20]), torch.tensor([-1.0, 3])])
 def test_timesteps_beyond_the_table_are_refused(timestep):
     with pytest.raises(ValueError, match=r"timestep must lie in \[0, 19\]"):
@@ -167,6 +183,9 @@ def test_input_of_another_shape_is_refused(shape):
         ({"num_attention_heads": 3}, "num_attention_heads=3 must divide"),
         ({"attention_levels": (2,)}, "levels go from 0 to 1"),
         ({"time_embed_dim": 15}, "must be even"),
+        ({"block_out_channels": (0, 8)}, r"block_out_channels\[0\] must be a whole number of at least 1, got 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be"),
+        ({"num_class_embeds": -1}, "num_class_embeds must be"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -26,9 +26,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium: Debian's where there is one, else Playwright's own."""
+    """Headless Chromium: Debian's where there is one, else Playwright's own.
+
+    Not for the whole session: Playwright keeps an event loop in this thread, and other tests want their own.
+    """
     try:
         from playwright.sync_api import sync_playwright
 
