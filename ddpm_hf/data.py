@@ -356,7 +356,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _pad(image: Image.Image, size: int) -> np.ndarray:
-    """Zeros around a smaller image, the odd row and column below and right: undone by ``MyDDPMPipeline.postprocess``."""
+    """Zeros around a smaller image, the odd row and column below and right; the pipeline's postprocess undoes it."""
     pixels = _pixels(image)
     top, left = (size - pixels.shape[1]) // 2, (size - pixels.shape[2]) // 2
     bottom, right = size - pixels.shape[1] - top, size - pixels.shape[2] - left

@@ -99,6 +99,9 @@ class MyDDPMPipeline(DiffusionPipeline):
         generator = self._generators(batch_size, generator, seed)
         labels = self._labels(batch_size, class_labels)
         device, scheduler = self._execution_device, self.scheduler
+        if not hasattr(scheduler, "alphas_cumprod"):
+            name = type(scheduler).__name__
+            raise ValueError(f"{name} is not a scheduler of this diffusion process: it has no alphas_cumprod.")
         self._set_timesteps(num_inference_steps, device)
         if guidance_scale != guidance_scale or abs(guidance_scale) == float("inf"):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}.")
@@ -261,9 +264,6 @@ class MyDDPMPipeline(DiffusionPipeline):
 
     def _predict_x0(self, prediction, scaled, timestep) -> torch.Tensor:
         """x_0 from the prediction and x_t, where sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps = x_t."""
-        if not hasattr(self.scheduler, "alphas_cumprod"):
-            name = type(self.scheduler).__name__
-            raise ValueError(f"{name} is not a scheduler of this diffusion process: it has no alphas_cumprod.")
         alphas_cumprod = self.scheduler.alphas_cumprod.to(scaled.device)
         kind = getattr(self.scheduler.config, "prediction_type", "epsilon")
         if kind == "sample":

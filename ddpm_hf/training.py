@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.data import ImageData, indices_of_step, load_images, mixed_seed
-from ddpm_hf.devices import bf16_is_faster
+from ddpm_hf.devices import best_device, bf16_is_faster
 from ddpm_hf.errors import UserError
 from ddpm_hf.figures import make_grid
 from ddpm_hf.hub import export_pipeline
@@ -65,9 +65,9 @@ class TrainState:
         partial.mkdir(parents=True)
         save_file(_contiguous(self.unet.state_dict()), partial / "unet.safetensors")
         torch.save(self.optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "state.json").write_text(
-            json.dumps({"step": self.step, "scaler": self.scaler and self.scaler.state_dict()})
-        )
+        scaler = self.scaler and self.scaler.state_dict()
+        counters = {"step": self.step, "num_processes": self.num_processes, "scaler": scaler}
+        (partial / "state.json").write_text(json.dumps(counters))
         export_pipeline(partial / "pipeline", ema_pipeline)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
@@ -250,6 +250,8 @@ class Trainer:
         self.folder = Path(config.output_dir)
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"output_dir {self.folder} is a file; a folder would be right.")
+        if config.mixed_precision == "fp16" and best_device().type == "cpu":
+            raise UserError("mixed_precision fp16 needs a GPU; bf16 or no would be right here.")
         self.accelerator = Accelerator(mixed_precision=self._precision())
         self.data = load_images(
             config.dataset,
@@ -264,8 +266,6 @@ class Trainer:
             resize=config.resize,
             max_memory_gb=config.max_memory_gb,
         )
-        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise UserError("mixed_precision fp16 needs a GPU; bf16 or no would be right here.")
         self.parts = config.gradient_accumulation_steps
         slices = self.parts * self.accelerator.num_processes
         if config.train_batch_size % slices:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from safetensors.torch import load_file, save_file
 from helpers import tiny_pipeline
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline, push
@@ -308,7 +309,8 @@ def test_pickled_weights_are_refused(hub, exported, tmp_path):
             return (Path.touch, (marker,))
 
     torch.save({"weight": Bomb()}, folder / "unet" / "diffusion_pytorch_model.bin")
-    push(folder, "alice/pickles")
+    HfApi().create_repo("alice/pickles")
+    HfApi().upload_folder(repo_id="alice/pickles", folder_path=folder)
     for model in (folder, "alice/pickles"):
         with pytest.raises(UserError, match="no safetensors weights; pickled weights can run code and are not loaded"):
             load_pipeline(model)

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from helpers import ROOT, tiny_unet
 from safetensors.torch import load_file
 
@@ -38,6 +40,12 @@ TINY = {
     "num_samples": 4,
     "num_train_timesteps": 50,
 }
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """A process has one precision; the next test may want another."""
+    AcceleratorState._reset_state(True)
 
 
 def tiny_run(folder, **settings):
@@ -308,7 +316,6 @@ def train_command(*arguments, launcher=(), **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -339,7 +346,7 @@ def test_killed_half_way_and_resumed_by_the_same_command(tmp_path):
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path):
     """Two ranks over gloo on the CPU; a run killed on both resumes to the same weights."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     arguments = [*SMOKE, "--max_train_steps", "12", "--checkpointing_steps", "4", "--sample_steps", "12"]
 
     def start(folder):
@@ -354,8 +361,10 @@ def test_two_processes_killed_and_resumed(tmp_path):
     deadline = time.monotonic() + 200
     while not (tmp_path / "broken/checkpoints/step-4").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    ranks = psutil.Process(process.pid).children(recursive=True)  # they have sessions of their own
+    for victim in [psutil.Process(process.pid), *ranks]:
+        victim.kill()
+    process.communicate(timeout=60)
     process = start(tmp_path / "broken")
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
