@@ -80,6 +80,10 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}.")
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"betas need 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}.")
+        if not 0 <= steps_offset < num_train_timesteps:
+            raise ValueError(f"steps_offset must lie in [0, {num_train_timesteps - 1}], got {steps_offset}.")
+        if rescale_betas_zero_snr and num_train_timesteps < 2:
+            raise ValueError("rescale_betas_zero_snr needs at least 2 timesteps.")
         if rescale_betas_zero_snr and prediction_type == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample': at zero signal-to-noise "
@@ -149,10 +153,12 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
 
     def _signal_and_sigma(self, timesteps, like: torch.Tensor):
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply images, in the images' dtype."""
-        self._alphas_cumprod64 = self._alphas_cumprod64.to(like.device)
-        alpha_bar = self._alphas_cumprod64[torch.as_tensor(timesteps, device=like.device)]
-        alpha_bar = alpha_bar.reshape(-1, *[1] * (like.ndim - 1))
-        return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+        # cast before it moves: not every device has float64
+        timesteps = torch.as_tensor(timesteps, device=like.device)
+        shape = (-1, *[1] * (like.ndim - 1))
+        roots = (self._alphas_cumprod64.sqrt(), (1 - self._alphas_cumprod64).sqrt())
+        signal, sigma = (root.to(like.dtype).to(like.device)[timesteps].reshape(shape) for root in roots)
+        return signal, sigma
 
     # ---- reverse process
 
@@ -205,8 +211,8 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
             is added by the last step.
         """
         t = int(timestep)
-        if not 0 <= t < len(self):
-            raise ValueError(f"timestep must lie in [0, {len(self) - 1}], got {timestep}.")
+        if not 0 <= t < len(self) or t != timestep:
+            raise ValueError(f"timestep must be a whole number in [0, {len(self) - 1}], got {timestep}.")
         previous = self.previous_timestep(t)
         alpha_bar = self._alphas_cumprod64[t].item()
         alpha_bar_previous = self._alphas_cumprod64[previous].item() if previous >= 0 else 1.0

@@ -249,6 +249,13 @@ class MyUNet(ModelMixin, ConfigMixin):
     def _check_config(self):
         c = self.config
         levels = len(c.block_out_channels)
+        names = ["sample_size", "in_channels", "out_channels", "num_train_timesteps", "time_embed_dim"]
+        names += ["num_attention_heads", "feed_forward_dim", "norm_num_groups"]
+        counts = {name: c[name] for name in names} | {"num_class_embeds": c.num_class_embeds or 1}
+        counts |= {f"block_out_channels[{i}]": width for i, width in enumerate(c.block_out_channels)}
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if levels < 2:
             raise ValueError(f"block_out_channels needs at least 2 widths, got {tuple(c.block_out_channels)}.")
         factor = 2 ** (levels - 1)
@@ -320,19 +327,25 @@ class MyUNet(ModelMixin, ConfigMixin):
     def _embed(self, sample, timestep, class_labels) -> torch.Tensor:
         """Time embedding plus class embedding, (B, D), float32."""
         batch, device = sample.shape[0], sample.device
-        if not torch.is_tensor(timestep):
-            timestep = torch.tensor(timestep, dtype=torch.float32)
+        timestep = torch.as_tensor(timestep).to(torch.float32)  # a bfloat16 499 would compare as 500
         _check_range("timestep", timestep, self.config.num_train_timesteps - 1)
-        emb = self.time_embed(timestep.to(device).reshape(-1).expand(batch))
+        emb = self.time_embed(_one_each("timestep", timestep.to(device), batch))
         if self.class_embed is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given, but the model is unconditional (num_class_embeds=None).")
             return emb
         null = self.config.num_class_embeds
-        if class_labels is None:
-            class_labels = torch.full((batch,), null)
+        class_labels = torch.as_tensor(null if class_labels is None else class_labels)
         _check_range("class_labels", class_labels, null)
-        return emb + self.class_embed(class_labels.to(device).reshape(-1).expand(batch)).float()
+        return emb + self.class_embed(_one_each("class_labels", class_labels.to(device), batch)).float()
+
+
+def _one_each(name: str, values: torch.Tensor, batch: int) -> torch.Tensor:
+    """``values`` as (B,): one for all, or one for each of the B images."""
+    values = values.reshape(-1)
+    if len(values) not in (1, batch):
+        raise ValueError(f"{name} must be one for all or one for each of {batch} images, got {len(values)}.")
+    return values.expand(batch)
 
 
 def _check_range(name: str, values: torch.Tensor, last: int):

@@ -99,14 +99,19 @@ class MyDDPMPipeline(DiffusionPipeline):
         generator = self._generators(batch_size, generator, seed)
         labels = self._labels(batch_size, class_labels)
         device, scheduler = self._execution_device, self.scheduler
+        if not hasattr(scheduler, "alphas_cumprod"):
+            name = type(scheduler).__name__
+            raise ValueError(f"{name} is not a scheduler of this diffusion process: it has no alphas_cumprod.")
         self._set_timesteps(num_inference_steps, device)
-        alphas_cumprod = scheduler.alphas_cumprod.to(device)
+        if guidance_scale != guidance_scale or abs(guidance_scale) == float("inf"):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}.")
 
+        size = self.unet.config.sample_size
+        shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
         if latents is None:
-            config = self.unet.config
-            size = config.sample_size
-            height, width = (size, size) if isinstance(size, int) else size
-            latents = randn_tensor((batch_size, config.in_channels, height, width), generator=generator, device=device)
+            latents = randn_tensor(shape, generator=generator, device=device)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
         # the state is float32 whatever the network computes in: rounding it at every step would add up
         sample = latents.to(device, torch.float32) * scheduler.init_noise_sigma
         options = self._step_options(generator)
@@ -117,7 +122,7 @@ class MyDDPMPipeline(DiffusionPipeline):
             output = scheduler.step(prediction, timestep, sample, **options)
             x0 = getattr(output, "pred_original_sample", None)
             if x0 is None:
-                x0 = self._predict_x0(prediction, scaled, timestep, alphas_cumprod)
+                x0 = self._predict_x0(prediction, scaled, timestep)
             sample = output.prev_sample
             yield DenoisingStep(index, timestep.item(), sample, x0)
 
@@ -183,12 +188,12 @@ class MyDDPMPipeline(DiffusionPipeline):
     # ---- arguments
 
     def _generators(self, batch_size, generator, seed) -> Generators:
-        if batch_size != int(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
         if seed is not None:
             if generator is not None:
                 raise ValueError("give either generator or seed, not both.")
-            seeds = range(seed, seed + batch_size) if isinstance(seed, int) else seed
+            seeds = seed if isinstance(seed, list | tuple | range) else [int(seed) + i for i in range(batch_size)]
             # on the CPU, so that a seed means the same picture on every device
             generator = [torch.Generator("cpu").manual_seed(int(value)) for value in seeds]
         if isinstance(generator, list) and len(generator) != batch_size:
@@ -200,7 +205,10 @@ class MyDDPMPipeline(DiffusionPipeline):
             return None
         if self.num_classes is None:
             raise ValueError("class_labels were given, but the model is unconditional.")
-        labels = torch.as_tensor(class_labels, dtype=torch.long).reshape(-1)
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        if labels.is_floating_point():
+            raise ValueError(f"class_labels must be whole numbers, got {labels.tolist()}.")
+        labels = labels.long()
         if len(labels) not in (1, batch_size):
             raise ValueError(f"{len(labels)} class_labels were given for batch_size={batch_size}.")
         if not ((labels >= 0) & (labels <= self.num_classes)).all():
@@ -210,7 +218,7 @@ class MyDDPMPipeline(DiffusionPipeline):
     def _set_timesteps(self, steps, device):
         total = self.scheduler.config.num_train_timesteps
         steps = total if steps is None else steps
-        if steps != steps or steps != int(steps) or not 1 <= steps <= total:
+        if not isinstance(steps, int | float) or not 1 <= steps <= total or steps != int(steps):
             raise ValueError(f"num_inference_steps must be a whole number in [1, {total}], got {steps}.")
         self.scheduler.set_timesteps(int(steps), device=device)
 
@@ -254,8 +262,9 @@ class MyDDPMPipeline(DiffusionPipeline):
             return self.unet(sample, timestep).sample.float()
         return self.unet(sample, timestep, class_labels=labels).sample.float()
 
-    def _predict_x0(self, prediction, scaled, timestep, alphas_cumprod) -> torch.Tensor:
+    def _predict_x0(self, prediction, scaled, timestep) -> torch.Tensor:
         """x_0 from the prediction and x_t, where sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps = x_t."""
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(scaled.device)
         kind = getattr(self.scheduler.config, "prediction_type", "epsilon")
         if kind == "sample":
             return prediction
