@@ -290,6 +290,8 @@ def _fit_all(rows, dataset: str, size: int, resize: str, max_memory_gb: float):
     first = _decode(rows[0], dataset, 0)
     channels = 1 if first.mode in GRAY_MODES else 3
     pad = resize == "pad" or (resize == "auto" and max(first.size) <= size)
+    if min(first.size) < 2:
+        raise UserError(f"images of {first.height}x{first.width} are too small; at least 2x2 pixels would be right.")
     if pad and max(first.size) > size:
         raise UserError(f"images of {first.height}x{first.width} cannot be padded to {size}x{size}; use resize: crop.")
     images = _allocate((len(rows), channels, size, size), max_memory_gb)

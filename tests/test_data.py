@@ -258,6 +258,12 @@ def test_gray_and_color_together_are_refused(tmp_path):
         load_images(str(tmp_path), sample_size=8)
 
 
+def test_images_of_one_pixel_are_refused(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="images of 1x1 are too small"):
+        load_images(str(tmp_path), sample_size=8)
+
+
 def test_auto_crops_where_sizes_differ(tmp_path):
     Image.new("L", (9, 9), 50).save(tmp_path / "a.png")
     Image.new("L", (8, 40), 60).save(tmp_path / "b.png")
