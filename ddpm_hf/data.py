@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.errors import UserError, nearest, one_line
 
 IDX_SUFFIXES = ("-ubyte.gz", "-ubyte", ".idx.gz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -189,8 +189,7 @@ def _open_table(dataset: str, split: str, config_name: str | None, revision: str
     except UserError:
         raise
     except Exception as error:  # the library raises dozens of types; the user needs the one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"data set {dataset!r} cannot be loaded: {reason}") from error
+        raise UserError(f"data set {dataset!r} cannot be loaded: {one_line(error)}") from error
 
 
 def _open_local(path: Path, dataset: str, split: str):

@@ -18,6 +18,12 @@ def nearest(name: str, known) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}."
 
 
+def one_line(error: Exception) -> str:
+    """The first line of an error that says something: the Hub client starts with a request's number."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("(Request ID")), type(error).__name__)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are UserErrors."""
 

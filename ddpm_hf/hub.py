@@ -19,7 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ddpm_hf import pipeline as pipeline_module
 from ddpm_hf import scheduler as scheduler_module
 from ddpm_hf import unet as unet_module
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler
 from ddpm_hf.unet import MyUNet
@@ -61,7 +61,7 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Whether ``folder`` is empty, or an exported pipeline and nothing more."""
+    """Whether ``folder`` is empty, or an exported pipeline that is not a checkout."""
     if not folder.is_dir():
         return False
     return not any(folder.iterdir()) or ((folder / "model_index.json").is_file() and not (folder / ".git").exists())
@@ -150,7 +150,7 @@ def load_pipeline(
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
         return MyDDPMPipeline(unet, scheduler, **_pipeline_options(index, unet, scheduler))
     except Exception as error:
-        raise UserError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"model {model} cannot be loaded: {one_line(error)}") from error
 
 
 def _check_weights(unet: torch.nn.Module, info: dict):
@@ -181,12 +181,6 @@ def _pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
     return options
 
 
-def _one_line(error: Exception) -> str:
-    """The first line of an error that says something: the Hub client starts with a request's number."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith("(Request ID")), type(error).__name__)
-
-
 def _local_folder(model: str | Path | None, revision: str | None, token: str | None) -> Path:
     if model is None:
         if not EMBEDDED_MODEL.is_dir():
@@ -204,10 +198,15 @@ def _pipeline_in(folder: Path) -> Path:
     """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
     if (folder / "model_index.json").exists():
         return folder
-    checkpoints = (path / "pipeline" for path in folder.glob("checkpoints/step-*") if path.name[5:].isdecimal())
-    candidates = sorted(checkpoints, key=lambda path: int(path.parent.name[5:]))
+    candidates = [checkpoint / "pipeline" for checkpoint in checkpoints_of(folder)]
     candidates += [path for path in (folder / "pipeline",) if path.is_dir()]
     return candidates[-1] if candidates else folder
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a training run, oldest first."""
+    folders = [path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
@@ -233,7 +232,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     except LocalEntryNotFoundError:
         raise UserError(f"model {repo_id} is not in the cache, and the Hub cannot be reached.") from None
     except HfHubHTTPError as error:
-        raise UserError(f"model {repo_id} cannot be fetched: {_one_line(error)}") from None
+        raise UserError(f"model {repo_id} cannot be fetched: {one_line(error)}") from None
     except HFValidationError:
         raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
 
@@ -290,7 +289,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, token
     except HFValidationError:
         raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
     except Exception as error:  # the client raises its own, the HTTP library's and the system's
-        raise UserError(f"pushing to {repo_id} failed: {_one_line(error)}") from error
+        raise UserError(f"pushing to {repo_id} failed: {one_line(error)}") from error
     return str(url)
 
 

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.data import ImageData, indices_of_step, load_images, mixed_seed
 from ddpm_hf.devices import best_device, bf16_is_faster
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.figures import make_grid
-from ddpm_hf.hub import export_pipeline
+from ddpm_hf.hub import checkpoints_of, export_pipeline
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import make_scheduler
 from ddpm_hf.scheduler import MyDDPMScheduler
@@ -85,9 +85,8 @@ class TrainState:
             counters = json.loads((folder / "state.json").read_text())
             self._restore(folder, counters)
         except Exception as error:  # safetensors, torch, json and the system each raise their own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"checkpoint {folder} cannot be read ({reason}); delete it to resume from an older one."
+                f"checkpoint {folder} cannot be read ({one_line(error)}); delete it to resume from an older one."
             ) from error
         if counters["num_processes"] != self.num_processes:
             raise UserError(
@@ -369,7 +368,7 @@ class Trainer:
 
     def _settings_before(self) -> dict:
         """The settings of the run found in ``output_dir``; {} if there is none."""
-        if not self._checkpoints():
+        if not checkpoints_of(self.folder):
             return {}
         path = self.folder / "config.yaml"
         try:
@@ -382,7 +381,7 @@ class Trainer:
 
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest checkpoint."""
-        checkpoints = self._checkpoints()
+        checkpoints = checkpoints_of(self.folder)
         if checkpoints:
             self._refuse_other_run()
             self.state.load(checkpoints[-1])
@@ -401,10 +400,6 @@ class Trainer:
             f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
             f"precision {self.accelerator.mixed_precision}, in {self.folder}"
         )
-
-    def _checkpoints(self) -> list[Path]:
-        folders = (path for path in (self.folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
-        return sorted(folders, key=lambda folder: int(folder.name[5:]))
 
     def _refuse_other_run(self):
         """A run resumes only with the settings it was started with, but for those that do not change its result."""
@@ -453,7 +448,7 @@ class Trainer:
     def _checkpoint(self):
         if self.accelerator.is_main_process:
             self.state.save(self.folder / "checkpoints" / f"step-{self.state.step}", self._ema_pipeline())
-            for old in self._checkpoints()[: -self.config.checkpoints_total_limit]:
+            for old in checkpoints_of(self.folder)[: -self.config.checkpoints_total_limit]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -392,4 +391,3 @@ def test_damaged_models_are_one_line(exported, tmp_path, damage, message):
 
 def test_the_temporary_folder_is_not_left_behind(exported):
     assert not [name for name in os.listdir(exported.parent) if name.startswith(".")]
-    assert tempfile.gettempdir() != str(exported.parent)
