@@ -7,9 +7,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ddpm_hf.errors import Parser, UserError
+
+
+TRACKERS = ("trackio", "tensorboard", "wandb")
+
+
+class DataSource(BaseModel):
+    """One of several data sets that a run mixes; an entry of ``datasets``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str = Field(min_length=1, description="as the setting of that name; so are the next six")
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_names: tuple[str, ...] | None = None
+    name: str | None = Field(None, description="what the set is called where class names need it; from its id if null")
+    weight: float | None = Field(None, gt=0, description="share of the images drawn from it; by its size if null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value):
+        return {"dataset": value} if isinstance(value, str) else value
 
 
 class TrainConfig(BaseModel):
@@ -22,25 +46,53 @@ class TrainConfig(BaseModel):
         "runs/ddpm", min_length=1, description="folder of the run; the same command again resumes it"
     )
     seed: int = Field(0, ge=0, description="seed of the weights, the order of the images and the noise")
+    resume: Literal["auto", "force"] = Field(
+        "auto", exclude=True, description="auto: only with the settings it was started with; force: with changed ones"
+    )
+    dry_run: bool = Field(False, exclude=True, description="print the plan, measure a few steps, write nothing")
 
     # ---- data
-    dataset: str = Field(min_length=1, description="Hub id, image folder, or parquet, arrow or idx.gz file or folder")
+    dataset: str | None = Field(
+        None, min_length=1, description="Hub id, image folder, or parquet, arrow or idx.gz file or folder"
+    )
+    datasets: tuple[DataSource, ...] | None = Field(
+        None,
+        min_length=1,
+        description="several data sets instead, mixed: ids, or entries with dataset, config, split, revision, "
+        "image_column, label_column, label_names, name, weight",
+    )
     dataset_config: str | None = Field(None, description="configuration of a Hub data set that has several")
     dataset_split: str = Field("train", description="split to train on")
     dataset_revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     image_column: str | None = Field(None, description="column with the images; found by its type when not named")
     label_column: str | None = Field(None, description="column with the labels; found by its type when not named")
     label_names: tuple[str, ...] | None = Field(None, description="class names, where the data set has none")
-    max_images: int | None = Field(None, ge=1, description="train on the first so many images only")
+    max_images: int | None = Field(None, ge=1, description="train on the first so many images (of each set) only")
+    validation_split: str | None = Field(
+        "auto",
+        description="split to validate on; auto: the set's own test or validation split, or a twentieth held out of "
+        "the training images; null: no validation",
+    )
+    validation_images: int = Field(1000, ge=1, description="images to validate on, at most")
     sample_size: int = Field(32, ge=2, description="height and width the network works at, in pixels")
-    resize: Literal["auto", "pad", "crop"] = Field(
+    image_mode: Literal["auto", "L", "RGB"] = Field("auto", description="auto: L (gray) where all images are gray")
+    resize: Literal["auto", "pad", "crop", "area"] = Field(
         "auto",
         description="pad: zeros around, cropped back on output; crop: shorter side scaled to sample_size, centre "
-        "kept; auto: pad where all images have one size that fits, else crop",
+        "kept; area: the whole image averaged to a square, scaled back on output; auto: pad where all images have "
+        "one size that fits, else crop",
     )
-    max_memory_gb: float = Field(4.0, gt=0, description="images larger than this together are kept in a file")
+    horizontal_flip: bool = Field(False, description="mirror every second image, at random")
+    on_bad_image: Literal["error", "skip"] = Field("error", description="what an unreadable image does; skips count")
+    max_memory_gb: float = Field(4.0, gt=0, description="images larger than this together are kept in an Arrow file")
+    streaming: bool = Field(False, description="read the data set as it trains, for one larger than the disk")
+    shuffle_buffer_size: int = Field(4096, ge=1, description="images shuffled together when streaming, a process")
 
-    # ---- network (MyUNet)
+    # ---- network
+    model: Literal["my_unet", "unet2d"] = Field(
+        "my_unet", description="unet2d: diffusers' UNet2DModel, exported with a stock scheduler and pipeline"
+    )
+    layers_per_block: int = Field(2, ge=1, description="blocks of each level; unet2d only")
     block_out_channels: tuple[int, ...] = Field((64, 128, 256, 512), description="width of each level")
     time_embed_dim: int = Field(256, ge=2, description="width of the time embedding")
     attention_levels: tuple[int, ...] | None = Field(None, description="levels with attention; null means all")
@@ -60,9 +112,12 @@ class TrainConfig(BaseModel):
     variance_type: Literal["fixed_large", "fixed_small"] = Field("fixed_large", description="sigma^2 when sampling")
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = Field("epsilon", description="network's target")
     rescale_betas_zero_snr: bool = Field(False, description="zero terminal SNR; not with epsilon")
-    loss_type: Literal["simple", "weighted"] = Field(
-        "simple", description="mean squared error, or times beta^2 / (2 sigma^2 alpha (1 - alpha_bar)); epsilon only"
+    loss_type: Literal["simple", "weighted", "min_snr"] = Field(
+        "simple",
+        description="mean squared error; weighted: times beta^2 / (2 sigma^2 alpha (1 - alpha_bar)), epsilon only; "
+        "min_snr: times the weight of Hang et al. 2023 for the prediction type",
     )
+    snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr")
 
     # ---- optimisation
     train_batch_size: int = Field(64, ge=1, description="images per optimizer step, over all processes together")
@@ -76,18 +131,31 @@ class TrainConfig(BaseModel):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2")
     adam_weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm to clip to")
-    ema_max_decay: float = Field(0.9999, ge=0, le=1, description="largest decay of the weight average; 0 means none")
+    ema_max_decay: float | tuple[float, ...] = Field(
+        0.9999,
+        description="largest decay of the weight average, 0 means none; of several, the first is exported at the end",
+    )
     ema_inv_gamma: float = Field(1.0, gt=0, description="inverse gamma of the average's warm-up")
     ema_power: float = Field(0.75, gt=0, description="power of the average's warm-up")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field("auto", description="auto: bf16 where faster")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    torch_compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = Field(
+        "no", description="mode of torch.compile"
+    )
+    max_bad_steps: int = Field(
+        10, ge=0, description="steps in a row that may be skipped for a loss that exploded or is not finite"
+    )
 
     # ---- what a run writes
     logging_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpointing_steps: int = Field(500, ge=1, description="steps between checkpoints")
-    checkpoints_total_limit: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    checkpoints_total_limit: int = Field(2, ge=1, description="newest checkpoints that are kept, besides the best")
+    validation_steps: int = Field(500, ge=1, description="steps between validation losses")
     sample_steps: int = Field(1000, ge=1, description="steps between sample grids")
     num_samples: int = Field(20, ge=1, le=1000, description="images in a sample grid")
+    report_to: str | tuple[str, ...] = Field(
+        "auto", description="trackers: trackio, tensorboard, wandb, or none; auto: trackio where it is installed"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self):
@@ -102,9 +170,79 @@ class TrainConfig(BaseModel):
             raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction or sample")
         if self.loss_type == "weighted" and self.prediction_type != "epsilon":
             raise ValueError("loss_type weighted is the weight of the epsilon loss; use prediction_type epsilon")
+        if self.loss_type == "min_snr" and self.rescale_betas_zero_snr:
+            raise ValueError(
+                "loss_type min_snr gives the step without signal, where rescale_betas_zero_snr starts sampling, the "
+                "weight 0; use loss_type simple"
+            )
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start={self.beta_start} must not exceed beta_end={self.beta_end}")
         return self
+
+    @model_validator(mode="after")
+    def _data_fit_together(self):
+        if (self.dataset is None) == (self.datasets is None):
+            raise ValueError("give one of dataset and datasets: a Hub id, a folder or a file, or a list of them")
+        if self.datasets and self.streaming:
+            raise ValueError("streaming reads one dataset, not several datasets")
+        if self.datasets:
+            given = {"dataset_config", "dataset_revision", "image_column", "label_column", "label_names"}
+            if wrong := sorted(given & self.model_fields_set & {n for n in given if getattr(self, n) is not None}):
+                raise ValueError(f"{wrong[0]} belongs into the entries of datasets")
+        if self.streaming and self.max_train_steps is None:
+            raise ValueError("streaming needs max_train_steps: the number of images is not known")
+        return self
+
+    @model_validator(mode="after")
+    def _model_can(self):
+        if self.model == "unet2d" and self.class_conditional:
+            raise ValueError("model unet2d is exported for diffusers' DDPMPipeline, which takes no labels; use my_unet")
+        if self.model == "my_unet" and "layers_per_block" in self.model_fields_set and self.layers_per_block != 2:
+            raise ValueError("layers_per_block is a setting of model unet2d; my_unet has two blocks a level")
+        return self
+
+    @field_validator("ema_max_decay")
+    @classmethod
+    def _decays(cls, value):
+        decays = value if isinstance(value, tuple) else (value,)
+        if not decays or any(not 0 <= decay <= 1 for decay in decays):
+            raise ValueError("decays lie in [0, 1]")
+        if len(set(decays)) < len(decays):
+            raise ValueError("the decays must differ")
+        return value
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers(cls, value):
+        names = value if isinstance(value, tuple) else (value,)
+        alone = {"auto", "none"}
+        if unknown := [name for name in names if name not in {*TRACKERS, *alone}]:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join([*TRACKERS, 'none', 'auto'])}")
+        if len(names) > 1 and alone & set(names):
+            raise ValueError("auto and none stand alone")
+        return value
+
+    @property
+    def ema_max_decays(self) -> tuple[float, ...]:
+        """Every average's largest decay, that of the exported one first."""
+        return self.ema_max_decay if isinstance(self.ema_max_decay, tuple) else (self.ema_max_decay,)
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """The data sets of the run, one or several."""
+        if self.datasets is not None:
+            return self.datasets
+        return (
+            DataSource(
+                dataset=self.dataset,
+                config=self.dataset_config,
+                split=self.dataset_split,
+                revision=self.dataset_revision,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                label_names=self.label_names,
+            ),
+        )
 
     def total_steps(self, num_images: int) -> int:
         """Optimizer steps of the whole run over ``num_images`` images."""
@@ -140,7 +278,8 @@ def load_config(argv: list[str]) -> TrainConfig:
     for name, field in TrainConfig.model_fields.items():
         default = "required" if field.is_required() else f"default {field.default}"
         text = f"{field.description} ({default})".replace("%", "%%")
-        parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS, metavar="VALUE")
+        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS, metavar="VALUE", **flag)
     parsed, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-")
