@@ -1,12 +1,11 @@
 """The command line: ``python -m ddpm_hf sample | export | push``."""
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from ddpm_hf.errors import Parser, UserError, run_command
+from ddpm_hf.files import write_whole
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_GUIDANCE = 100
@@ -94,7 +93,7 @@ def _sample(arguments):
         batch_size=arguments.batch_size,
         num_frames=60 if output.suffix in (".gif", ".webp", ".mp4") else 0,
     )
-    _write_whole(output, lambda path: _write_result(result, path))
+    write_whole(output, lambda path: _write_result(result, path))
     print(f"wrote {output}: {arguments.num_images} pictures, seeds {arguments.seed} and up")
 
 
@@ -110,25 +109,6 @@ def _write_result(result, path: Path):
     else:
         scale = max(2, 128 // result.images[0].width)
         save_animation([make_grid(frame, result.columns, scale=scale) for frame in result.frames], path)
-
-
-def _write_whole(path: Path, write):
-    """Let ``write`` make the file beside its place, and move it there when it is whole."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(partial))
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ---- export and push

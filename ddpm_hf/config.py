@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ddpm_hf.errors import Parser, UserError
-
+from ddpm_hf.files import write_whole
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
 
@@ -181,13 +181,15 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _data_fit_together(self):
-        if (self.dataset is None) == (self.datasets is None):
-            raise ValueError("give one of dataset and datasets: a Hub id, a folder or a file, or a list of them")
+        if self.dataset is None and self.datasets is None:
+            raise ValueError("setting 'dataset' is missing: a Hub id, a folder or a file of images")
+        if self.dataset is not None and self.datasets is not None:
+            raise ValueError("give dataset or datasets, not both")
         if self.datasets and self.streaming:
             raise ValueError("streaming reads one dataset, not several datasets")
         if self.datasets:
             given = {"dataset_config", "dataset_revision", "image_column", "label_column", "label_names"}
-            if wrong := sorted(given & self.model_fields_set & {n for n in given if getattr(self, n) is not None}):
+            if wrong := sorted(name for name in given if getattr(self, name) is not None):
                 raise ValueError(f"{wrong[0]} belongs into the entries of datasets")
         if self.streaming and self.max_train_steps is None:
             raise ValueError("streaming needs max_train_steps: the number of images is not known")
@@ -250,7 +252,8 @@ class TrainConfig(BaseModel):
 
     def save(self, path: Path):
         """Write all settings, defaults included, as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        write_whole(Path(path), lambda partial: partial.write_text(text))
 
 
 def build_config(values: dict[str, Any]) -> TrainConfig:

@@ -10,23 +10,25 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "ddpm_hf"
 UPLOADED = ("unet", "scheduler", "pipeline")
-LEAVES = (*UPLOADED, "errors", "devices")
+LEAVES = (*UPLOADED, "errors", "devices", "files")
 
 # module -> the modules of ours it may import
 ALLOWED = {
     **{name: set() for name in LEAVES},
-    "data": {"errors"},
-    "config": {"errors"},
+    "data": {"data", "errors", "files"},
+    "config": {"errors", "files"},
     "figures": {"errors"},
     "samplers": {"errors", "scheduler"},
     "hub": {"errors", *UPLOADED},
     "sampling": {"errors", "figures", "pipeline", "samplers"},
+    "report": {"errors", "figures", "files"},
     "training": {
-        *("config", "data", "devices", "errors", "figures", "hub", "samplers", *UPLOADED),
+        *("config", "data", "devices", "errors", "figures", "files", "hub", "report", "samplers", "training"),
+        *UPLOADED,
     },
     "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
     "__init__": {"config", "errors", "hub", *UPLOADED},
-    "__main__": {"devices", "errors", "figures", "hub", "samplers", "sampling"},
+    "__main__": {"devices", "errors", "figures", "files", "hub", "samplers", "sampling"},
 }
 
 

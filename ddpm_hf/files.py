@@ -1,0 +1,39 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]):
+    """Let ``write`` make a file beside ``path``, and move it there when it is whole and on the disk.
+
+    The file that ``write`` is given has the suffix of ``path``. Whatever it raises leaves ``path`` as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        os.chmod(partial, 0o666 & ~_umask())
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path):
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
