@@ -213,6 +213,11 @@ class TrainConfig(BaseModel):
             raise ValueError("the decays must differ")
         return value
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _no_tracker(cls, value):
+        return "none" if value is None else value  # what the command line makes of the word
+
     @field_validator("report_to")
     @classmethod
     def _trackers(cls, value):

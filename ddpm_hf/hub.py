@@ -27,6 +27,7 @@ from ddpm_hf.unet import MyUNet
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pretrained" / "fashion_mnist_small"
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 OWN_CLASSES = {"MyUNet": MyUNet, "MyDDPMScheduler": MyDDPMScheduler}
+PIPELINE_OPTIONS = ("id2label", "output_height", "output_width")
 LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
 
 
@@ -72,13 +73,16 @@ def _write_pipeline(folder: Path, pipeline: DiffusionPipeline, dtype: torch.dtyp
     unet.save_pretrained(folder / "unet", safe_serialization=True)
     _forget_origin(folder / "unet" / "config.json")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"],
+    components = {
         "_diffusers_version": diffusers.__version__,
         "unet": _component(folder / "unet", pipeline.unet, unet_module),
         "scheduler": _component(folder / "scheduler", pipeline.scheduler, scheduler_module),
-        **{name: pipeline.config.get(name) for name in ("id2label", "output_height", "output_width")},
     }
+    if isinstance(pipeline, MyDDPMPipeline):
+        index = {"_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"], **components}
+        index |= {name: pipeline.config.get(name) for name in PIPELINE_OPTIONS}
+    else:  # one of diffusers' own, which needs no code
+        index = {"_class_name": type(pipeline).__name__, **components}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -10,7 +10,7 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "ddpm_hf"
 UPLOADED = ("unet", "scheduler", "pipeline")
-LEAVES = (*UPLOADED, "errors", "devices", "files")
+LEAVES = (*UPLOADED, "errors", "devices", "files", "stopping")
 
 # module -> the modules of ours it may import
 ALLOWED = {
@@ -23,12 +23,12 @@ ALLOWED = {
     "sampling": {"errors", "figures", "pipeline", "samplers"},
     "report": {"errors", "figures", "files"},
     "training": {
-        *("config", "data", "devices", "errors", "figures", "files", "hub", "report", "samplers", "training"),
+        *("config", "data", "devices", "errors", "figures", "files", "hub", "report", "samplers", "stopping", "training"),
         *UPLOADED,
     },
     "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
     "__init__": {"config", "errors", "hub", *UPLOADED},
-    "__main__": {"devices", "errors", "figures", "files", "hub", "samplers", "sampling"},
+    "__main__": {"config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling"},
 }
 
 

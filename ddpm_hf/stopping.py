@@ -1,0 +1,79 @@
+"""SIGTERM and SIGINT as a wish that all processes of a run learn of at the same step.
+
+Light to import: ``train.py`` installs the handlers before it imports torch.
+"""
+
+import os
+import signal
+import time
+
+# what accelerate launch and torchrun set in the processes they start
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+PATIENCE = 2.0  # seconds in which a second SIGINT is taken for an echo of the first: launchers forward it
+
+
+class StopRequested(BaseException):
+    """The run was asked to stop. Not an ``Exception``, so that nothing swallows it on its way to the loop."""
+
+
+class StopSignal:
+    """A context in which SIGTERM and SIGINT ask for a stop instead of ending the process.
+
+    Until ``begin`` the handler raises StopRequested where it strikes: nothing is at stake yet. From then on it only
+    takes note, and ``check``, called by all ranks at the same places, raises on all of them. A run whose launcher
+    has died stops as well: nobody would collect it. SIGINT repeated after 2 seconds ends the process at once.
+    """
+
+    def __init__(self):
+        self.reason: str | None = None
+        self._at_once = True
+        self._since = 0.0
+        self._group = None
+        self._before: dict = {}
+        launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
+        self._launcher = os.getppid() if launched else None
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self.reason and number == signal.SIGINT and time.monotonic() - self._since > PATIENCE:
+            raise KeyboardInterrupt
+        if not self.reason:
+            self.reason, self._since = signal.Signals(number).name, time.monotonic()
+        if self._at_once:
+            raise StopRequested
+
+    def begin(self):
+        """From now on the work has to be saved first. Collective."""
+        self._at_once = False
+        import torch.distributed as distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            # on the CPU, where waiting for the other ranks does not wait for the GPU's queue
+            self._group = distributed.new_group(backend="gloo")
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self.reason = self.reason or "its launcher ended"
+        if self._group is None:
+            return self.reason is not None
+        import torch
+
+        wishes = torch.tensor([self.reason is not None], dtype=torch.int32)
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self._group)
+        if wishes.item() and self.reason is None:
+            self.reason = "another process was asked to"
+        return bool(wishes.item())
+
+    def check(self):
+        """Raise StopRequested on all ranks if any was asked to stop. Collective."""
+        if self.agreed():
+            raise StopRequested

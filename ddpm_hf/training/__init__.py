@@ -1,0 +1,23 @@
+"""The trainer: ``Trainer(config).train()`` trains a run, or resumes it to the bit."""
+
+from ddpm_hf.training.loss import Draw, diffusion_loss, min_snr_weight, squared_error
+from ddpm_hf.training.parts import build_pipeline, build_scheduler, build_unet, exported_pipeline, learning_rate_at
+from ddpm_hf.training.plan import print_plan
+from ddpm_hf.training.state import Progress, TrainState
+from ddpm_hf.training.trainer import Trainer
+
+__all__ = [
+    "Draw",
+    "Progress",
+    "TrainState",
+    "Trainer",
+    "build_pipeline",
+    "build_scheduler",
+    "build_unet",
+    "diffusion_loss",
+    "exported_pipeline",
+    "learning_rate_at",
+    "min_snr_weight",
+    "print_plan",
+    "squared_error",
+]

@@ -1,0 +1,572 @@
+"""The training loop, for one process or many, from its start or from where it was.
+
+Nothing random is kept between steps. The order of the images is a function of (seed, epoch), noise and timesteps of
+(seed, step), so the state of a run is its weights, its optimizer, its averages and a few counters.
+"""
+
+import contextlib
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from ddpm_hf.config import TrainConfig
+from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
+from ddpm_hf.devices import best_device, bf16_is_faster
+from ddpm_hf.errors import UserError
+from ddpm_hf.figures import make_grid
+from ddpm_hf.hub import checkpoints_of, export_pipeline
+from ddpm_hf.report import write_report
+from ddpm_hf.samplers import make_scheduler
+from ddpm_hf.stopping import StopRequested, StopSignal
+from ddpm_hf.training.checkpoints import newest_whole, rotate, step_of
+from ddpm_hf.training.feed import ArrayFeed, StreamFeed
+from ddpm_hf.training.loss import Draw, diffusion_loss
+from ddpm_hf.training.metrics import Metrics
+from ddpm_hf.training.parts import (
+    build_averages,
+    build_optimizer,
+    build_pipeline,
+    build_scheduler,
+    build_unet,
+    exported_pipeline,
+    learning_rate_at,
+)
+from ddpm_hf.training.state import TrainState
+from ddpm_hf.training.tracking import Trackers, trackers_for
+from ddpm_hf.training.validation import Validation
+
+# settings that change what a run writes, not the weights it ends with
+FREE_SETTINGS = {
+    "output_dir",
+    "logging_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "validation_steps",
+    "sample_steps",
+    "num_samples",
+    "report_to",
+    "max_memory_gb",
+    "max_bad_steps",
+}
+EXPLODED = 100  # times the usual squared error; a batch of one image at timestep 0 reaches 30
+SAMPLING_STEPS = 20
+SAMPLING_BATCH = 64
+
+
+class Trainer:
+    """One run: ``Trainer(config).train()`` trains, or resumes, and exports.
+
+    Args:
+        config: the run's settings.
+        stop: tells of SIGTERM and SIGINT; None is one that never does.
+
+    Raises:
+        UserError: for settings that do not fit the data, the processes or the run found in ``output_dir``.
+    """
+
+    def __init__(self, config: TrainConfig, stop: StopSignal | None = None):
+        self.config, self.stop = config, stop or StopSignal()
+        self.folder = Path(config.output_dir)
+        self.metrics = Metrics(self.folder)
+        self._refuse_impossible()
+        names = trackers_for(config.report_to)
+        self.accelerator = self._accelerator(names)
+        self.trackers = Trackers(self.accelerator, self.folder, names)
+        self.parts = self._check_batch()
+        self.data, self.validation_data = self._open_data()
+        self.scheduler = build_scheduler(config)
+
+        torch.manual_seed(mixed_seed(config.seed))
+        unet = build_unet(config, self.data).to(self.accelerator.device, memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.model, optimizer = self.accelerator.prepare(unet, build_optimizer(config, unet))
+        self.state = TrainState(
+            unet,
+            optimizer,
+            build_averages(config, unet),
+            self.accelerator.scaler,
+            num_processes=self.accelerator.num_processes,
+            fingerprint=self.data.fingerprint,
+        )
+        self.feed = self._feed()
+        self.validation = self.validation_data and Validation(
+            self.validation_data, self.scheduler, config.seed, self.accelerator
+        )
+        self.total_steps = config.max_train_steps or config.total_steps(len(self.data))
+        self._saved_step: int | None = None
+        self._started = time.perf_counter()
+
+    # ---- putting it together
+
+    def _refuse_impossible(self):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"output_dir {self.folder} is a file; a folder would be right.")
+        if self.config.mixed_precision == "fp16" and best_device().type == "cpu":
+            raise UserError("mixed_precision fp16 needs a GPU; bf16 or no would be right here.")
+
+    def _accelerator(self, trackers: list[str]) -> Accelerator:
+        mode = self.config.torch_compile
+        compilation = None if mode == "no" else TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
+        return Accelerator(
+            mixed_precision=self._precision(),
+            dynamo_plugin=compilation,
+            log_with=trackers or None,
+            project_dir=str(self.folder),
+            # one rank writes while the others wait for it
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+        )
+
+    def _precision(self) -> str:
+        """The precision asked for; "auto" is what the run was started with, or bf16 where it is faster."""
+        if self.config.mixed_precision != "auto":
+            return self.config.mixed_precision
+        return self._settings_before().get("mixed_precision") or ("bf16" if bf16_is_faster() else "no")
+
+    def _check_batch(self) -> int:
+        """The parts that a rank splits its share of a batch into."""
+        parts, ranks = self.config.gradient_accumulation_steps, self.accelerator.num_processes
+        if self.config.train_batch_size % (parts * ranks):
+            raise UserError(
+                f"train_batch_size={self.config.train_batch_size} must be a multiple of {parts * ranks}: "
+                f"{ranks} processes x {parts} accumulation steps."
+            )
+        return parts
+
+    def _open_data(self):
+        config, accelerator = self.config, self.accelerator
+        sources = [Source(**source.model_dump()) for source in config.sources]
+        options = {
+            "sample_size": config.sample_size,
+            "image_mode": config.image_mode,
+            "resize": config.resize,
+            "on_bad_image": config.on_bad_image,
+            "max_images": config.max_images,
+            "max_memory_gb": config.max_memory_gb,
+            "validation_split": config.validation_split,
+            "validation_images": config.validation_images,
+            "seed": config.seed,
+        }
+        if not config.streaming:
+            return open_data(sources, **options)
+        return open_stream(
+            sources[0],
+            shuffle_buffer_size=config.shuffle_buffer_size,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            **options,
+        )
+
+    def _feed(self) -> ArrayFeed | StreamFeed:
+        ranks = self.accelerator.num_processes
+        if self.config.streaming:
+            return StreamFeed(self.data, self.config.train_batch_size // ranks)
+        return ArrayFeed(
+            self.data, self.config.seed, self.config.train_batch_size, self.accelerator.process_index, ranks
+        )
+
+    # ---- the loop
+
+    def train(self) -> Path | None:
+        """Train to the end and return the folder of the exported pipeline, or None if asked to stop before.
+
+        Raises:
+            UserError: if the loss explodes, the disk is full, or the run cannot be resumed.
+        """
+        self.stop.begin()
+        try:
+            self._start()
+            self._loop()
+        except StopRequested:
+            self._pause()
+            return None
+        return self._finish()
+
+    def _loop(self):
+        state, config, stop = self.state, self.config, self.stop
+        bar = tqdm(initial=state.step, total=self.total_steps, unit="step", disable=not self._is_main)
+        with bar:
+            while True:
+                if self._is_due(config.checkpointing_steps):
+                    self._checkpoint()
+                if self._is_due(config.logging_steps, config.validation_steps if self.validation else 0):
+                    self._log(bar)
+                if self._is_due(config.sample_steps):
+                    self._sample()
+                if state.step >= self.total_steps:
+                    return
+                stop.check()
+                self.train_step()
+                bar.update()
+
+    def _is_due(self, *intervals: int) -> bool:
+        """Whether the step is a multiple of one of the intervals, or the last."""
+        step = self.state.step
+        return step > 0 and (step == self.total_steps or any(step % every == 0 for every in intervals if every))
+
+    def train_step(self):
+        """One optimizer step and one step of the averages, or, where the loss explodes, none."""
+        config, state, accelerator = self.config, self.state, self.accelerator
+        start, progress = time.perf_counter(), state.progress
+        images, labels = self.feed.batch(state.step)
+        draw = self._draw()
+        torch.manual_seed(mixed_seed(config.seed, accelerator.process_index, state.step, 1))  # dropout
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate_at(config, state.step, self.total_steps)
+
+        self.model.train()
+        sums = torch.zeros(2, device=accelerator.device)  # loss, unweighted error
+        size = len(images) // self.parts
+        for i in range(self.parts):
+            part = slice(i * size, (i + 1) * size)
+            with accelerator.no_sync(self.model) if i < self.parts - 1 else contextlib.nullcontext():
+                loss, error = self._loss(images[part], None if labels is None else labels[part], draw[part])
+                accelerator.backward(loss / self.parts)
+            sums += torch.stack((loss.detach(), error)) / self.parts
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        loss, error, norm = (*accelerator.reduce(sums, "mean").tolist(), norm.item())
+
+        if self._is_bad(loss, error, norm):
+            if accelerator.scaler is not None:
+                accelerator.scaler.update()  # forgets the gradients it has unscaled
+            progress.count_bad()
+        else:
+            state.optimizer.step()
+            state.average_step()
+            progress.count_good(loss, error, norm)
+        state.optimizer.zero_grad()
+        progress.seconds += time.perf_counter() - start
+        if progress.bad_steps > config.max_bad_steps:
+            self._give_up(loss)
+
+    def _draw(self) -> Draw:
+        """This rank's share of the step's random numbers, which are drawn for the whole batch."""
+        config, data, accelerator = self.config, self.data, self.accelerator
+        generator = torch.Generator(accelerator.device)
+        generator.manual_seed(mixed_seed(config.seed, self.state.step))
+        shape = (config.train_batch_size, data.num_channels, config.sample_size, config.sample_size)
+        draw = Draw.of(
+            shape,
+            len(self.scheduler),
+            generator,
+            class_dropout_prob=config.class_dropout_prob,
+            flip_prob=0.5 if config.horizontal_flip else 0.0,
+        )
+        share = config.train_batch_size // accelerator.num_processes
+        return draw[accelerator.process_index * share : (accelerator.process_index + 1) * share]
+
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor | None, draw: Draw):
+        device, conditional = self.accelerator.device, self.config.class_conditional
+        pixels = images.to(device, non_blocking=True).float() / 127.5 - 1
+        with self.accelerator.autocast():
+            return diffusion_loss(
+                self.model,
+                self.scheduler,
+                pixels,
+                labels.to(device, non_blocking=True) if conditional else None,
+                draw,
+                null_label=self.data.num_classes if conditional else None,
+                loss_type=self.config.loss_type,
+                snr_gamma=self.config.snr_gamma,
+            )
+
+    def _is_bad(self, loss: float, error: float, norm: float) -> bool:
+        """Whether a step must not be taken. All ranks see the same numbers."""
+        if not math.isfinite(loss):
+            return True
+        if not math.isfinite(norm):
+            return self.accelerator.scaler is None  # which looks for these itself and lowers its scale
+        usual = self.state.progress.usual_error
+        return usual is not None and error > EXPLODED * usual
+
+    def _give_up(self, loss: float):
+        kept = checkpoints_of(self.folder)
+        where = f"the last good state is {kept[-1]}; go on" if kept else "there is no checkpoint yet; start"
+        raise UserError(
+            f"the loss was not finite, or {EXPLODED} times the usual, for {self.state.progress.bad_steps} steps in a "
+            f"row (at step {self.state.step} it is {loss:.4g}); {where} with a lower learning_rate than "
+            f"{self.config.learning_rate:g}{' and --resume force' if kept else ''}."
+        )
+
+    # ---- starting and resuming
+
+    def _start(self):
+        """Prepare ``output_dir``, or resume from its newest whole checkpoint."""
+        checkpoint = self._agree_on_checkpoint()
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        if self._is_main:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+            settings = self.config.model_copy(update={"mixed_precision": self.accelerator.mixed_precision})
+            settings.save(self.folder / "config.yaml")
+            self.metrics.forget_after(self.state.step)
+        self.accelerator.wait_for_everyone()
+        self.trackers.start(self.config.model_dump(mode="json"))
+        self.accelerator.print(self._first_line(resumed=checkpoint is not None))
+
+    def _agree_on_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, as the main process finds it."""
+        found = [None, []]
+        if self._is_main:
+            checkpoint, complaints = newest_whole(self.folder)
+            found = [checkpoint, complaints]
+        checkpoint, complaints = broadcast_object_list(found)
+        if complaints and checkpoint is None:
+            raise UserError(f"{complaints[0]}, and there is no whole one; another output_dir would be right.")
+        for complaint in complaints:
+            self.accelerator.print(f"warning: {complaint}; {checkpoint.name} is the newest whole one and is used.")
+        blind = [rank for rank, sees in gather_object([(self._rank, _sees(checkpoint))]) if not sees]
+        if blind:
+            raise UserError(
+                f"process {blind[0]} does not see {checkpoint}; output_dir must be on storage that all share."
+            )
+        return checkpoint
+
+    def _resume(self, checkpoint: Path):
+        self._refuse_other_run()
+        saved = self.state.load(checkpoint)
+        self._saved_step = self.state.step
+        forced = self.config.resume == "force"
+        if saved["fingerprint"] != self.state.fingerprint and not forced:
+            raise UserError(
+                f"{self.folder} holds a run on other images: the data set has changed since; --resume force goes on "
+                f"with the new ones."
+            )
+        ranks = self.state.num_processes
+        if saved["num_processes"] != ranks:
+            if self.config.streaming and not forced:
+                raise UserError(
+                    f"{checkpoint} is of {saved['num_processes']} process(es) that each read a stream, this run has "
+                    f"{ranks}; start as many, or use --resume force to begin the stream anew."
+                )
+            self.accelerator.print(
+                f"warning: this run had {saved['num_processes']} process(es) and has {ranks} now: the same images and "
+                f"noise, but sums that round differently."
+            )
+        if self.state.streams and len(self.state.streams) == ranks:
+            self.feed.restore(self.state.streams[self._rank])
+
+    def _settings_before(self) -> dict:
+        """The settings of the run found in ``output_dir``; {} if there is none."""
+        if not checkpoints_of(self.folder):
+            return {}
+        path = self.folder / "config.yaml"
+        try:
+            settings = yaml.safe_load(path.read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.folder} has checkpoints but no readable config.yaml; choose another output_dir.")
+        return settings
+
+    def _refuse_other_run(self):
+        """A run resumes only with the settings it was started with, but for those that do not change its result."""
+        before = self._settings_before()
+        changes = []
+        for name, value in self.config.model_dump(mode="json").items():
+            same = value == before.get(name, value) or (name == "mixed_precision" and value == "auto")
+            if not same and name not in FREE_SETTINGS:
+                changes.append(f"{name}={before[name]}, not {value}")
+        if not changes:
+            return
+        if self.config.resume != "force":
+            raise UserError(
+                f"{self.folder} holds a run with {'; '.join(changes)}. Use the same settings to resume it, another "
+                f"output_dir for a new run, or --resume force to go on with the new settings."
+            )
+        self.accelerator.print(f"resuming with changed settings: the run had {'; '.join(changes)}.")
+
+    def _first_line(self, resumed: bool) -> str:
+        data, config = self.data, self.config
+        size = f"{data.num_channels}x{config.sample_size}x{config.sample_size}"
+        images = f"streamed images of {size}" if config.streaming else f"{len(data):,} images of {size}"
+        held_out = f" ({len(self.validation_data):,} for validation)" if self.validation_data else ""
+        skipped = f", {len(data.skipped)} bad images skipped" if data.skipped else ""
+        return (
+            f"{f'resuming at step {self.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
+            f"{self.num_parameters:,} parameters, {self.total_steps:,} steps of {config.train_batch_size} images, "
+            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
+            f"precision {self.accelerator.mixed_precision}, in {self.folder}"
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.state.unet.parameters())
+
+    @property
+    def _is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def _rank(self) -> int:
+        return self.accelerator.process_index
+
+    # ---- what a run writes
+
+    def _agree_on(self, value):
+        """The main process's ``value``, on all ranks."""
+        return broadcast_object_list([value if self._is_main else None])[0]
+
+    def _checkpoint(self):
+        """Write the state, unless it is there already or the loss is bad just now."""
+        state = self.state
+        if self._saved_step == state.step or (state.progress.bad_steps and state.step < self.total_steps):
+            return
+        self._save()
+
+    def _save(self):
+        state = self.state
+        position = self.feed.state()
+        state.streams = None if position is None else gather_object([position])
+        self._count_wall_time()
+        failure = None
+        if self._is_main:
+            checkpoints = self.folder / "checkpoints"
+            pipeline = exported_pipeline(self.config, self.data, state.averaged_unet())
+            try:
+                state.save(checkpoints / f"step-{state.step}", pipeline)
+                best = self.metrics.best_step([step_of(folder) for folder in checkpoints_of(self.folder)])
+                rotate(self.folder, self.config.checkpoints_total_limit, best)
+            except (UserError, OSError) as error:
+                failure = str(error)
+        if failure := self._agree_on(failure):
+            kept = checkpoints_of(self.folder)
+            newest = f"the newest whole one is {kept[-1].name}" if kept else "there is none yet"
+            raise UserError(f"{failure}; {newest}. With space on the disk, the same command goes on from there.")
+        self._saved_step = state.step
+
+    def _count_wall_time(self):
+        now = time.perf_counter()
+        self.state.progress.wall_seconds += now - self._started
+        self._started = now
+
+    def _log(self, bar: tqdm):
+        """Write the line of this step, if it is not there yet, with a validation loss where one is due."""
+        progress, config = self.state.progress, self.config
+        if self._agree_on(self._is_main and self.metrics.has(self.state.step)):
+            progress.start_line()
+            return
+        record = self._record()
+        if self.validation and self._is_due(config.validation_steps):
+            loss, means = self.validation(self.state.averaged_unet(), config.class_conditional, self.stop.check)
+            record |= {"validation_loss": loss, "validation_loss_by_timestep": means}
+        if self._is_main:
+            self.metrics.append(record)
+        self.trackers.log(record)
+        progress.start_line()
+        shown = {name: record[name] for name in ("loss", "validation_loss") if record.get(name) is not None}
+        bar.set_postfix(
+            {name.removesuffix("_loss"): f"{value:.4f}" for name, value in shown.items()},
+            images_s=f"{record['images_per_second']:.0f}",
+            epoch=f"{record['epoch']:.2f}" if record["epoch"] is not None else "",
+        )
+
+    def _record(self) -> dict:
+        """The line of metrics.jsonl: means over the steps since the last one."""
+        state, progress, batch = self.state, self.state.progress, self.config.train_batch_size
+        count = progress.good_steps
+        images_seen = state.step * batch
+        return {
+            "step": state.step,
+            "images_seen": images_seen,
+            "epoch": None if self.config.streaming else round(images_seen / len(self.data), 4),
+            "loss": progress.loss_sum / count if count else None,
+            "grad_norm": progress.norm_sum / count if count else None,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "images_per_second": round(progress.logged_steps * batch / max(progress.seconds, 1e-9), 2),
+            "ema_decay": next(iter(state.averages.values())).cur_decay_value,
+            "skipped_steps": progress.skipped_steps,
+        }
+
+    def _sample(self):
+        """A grid from the average's weights, always from the same noise; columns are classes where there are.
+
+        Image i depends on its seed alone, so the ranks share the images and the grid does not depend on their number.
+        """
+        path = self.folder / "samples" / f"step-{self.state.step:07d}.png"
+        if self._agree_on(self._is_main and path.exists()):
+            return
+        pipeline = build_pipeline(self.config, self.data, self.state.averaged_unet())
+        pipeline.scheduler = make_scheduler("dpm", pipeline.scheduler)
+        classes, count = pipeline.num_classes, self.config.num_samples
+        share = math.ceil(count / self.accelerator.num_processes)
+        images = []
+        for start in range(self._rank * share, (self._rank + 1) * share, SAMPLING_BATCH):
+            seeds = list(range(start, min(start + SAMPLING_BATCH, (self._rank + 1) * share)))
+            images += self._pictures(pipeline, seeds, None if classes is None else [seed % classes for seed in seeds])
+        images = gather_object(images)[:count]
+        if self._is_main:
+            grid = make_grid(images, classes if classes and classes <= count else None)
+            grid.save(path)
+            self.trackers.log_grid(grid, self.state.step)
+
+    def _pictures(self, pipeline, seeds: list[int], labels: list[int] | None) -> list:
+        steps = min(SAMPLING_STEPS, len(self.scheduler))
+        with self.accelerator.autocast():
+            for step in pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds):
+                sample = step.sample
+                self.stop.check()
+        return pipeline.postprocess(sample)
+
+    # ---- the end
+
+    def _pause(self):
+        """Save the state of a run that was asked to stop."""
+        if self._saved_step != self.state.step:
+            self._save()
+        self._report()
+        self.trackers.finish()
+        self.accelerator.print(
+            f"stopped at step {self.state.step:,} of {self.total_steps:,} ({self.stop.reason}); the state is saved in "
+            f"{self.folder / 'checkpoints' / f'step-{self.state.step}'}: the same command goes on from there."
+        )
+
+    def _finish(self) -> Path:
+        folder = self.folder / "pipeline"
+        if self._is_main:
+            export_pipeline(folder, exported_pipeline(self.config, self.data, self.state.averaged_unet()))
+            best = self.metrics.best_step([step_of(path) for path in checkpoints_of(self.folder)])
+            rotate(self.folder, self.config.checkpoints_total_limit, best)
+        self._report()
+        self.trackers.finish()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.print(f"exported {folder}; python -m ddpm_hf sample {folder} --output grid.png shows pictures")
+        return folder
+
+    def _report(self):
+        if self._is_main:
+            self._count_wall_time()
+            write_report(self.folder, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """What the report says of the run besides its settings and metrics."""
+        data, state, accelerator = self.data, self.state, self.accelerator
+        channels = "RGB" if data.num_channels == 3 else "gray"
+        facts = {
+            "Images": "streamed" if self.config.streaming else f"{len(data):,} {channels}",
+            "Validation": f"{len(self.validation_data):,} held-out images" if self.validation_data else "none",
+            "Parameters": f"{self.num_parameters:,}",
+            "Steps": f"{state.step:,} of {self.total_steps:,}, {self.config.train_batch_size} images each",
+            "Processes": f"{accelerator.num_processes} on {accelerator.device.type}",
+            "Precision": accelerator.mixed_precision,
+            "Wall time": str(timedelta(seconds=round(state.progress.wall_seconds))),
+        }
+        if data.skipped:
+            facts["Bad images skipped"] = f"{len(data.skipped):,}, first {data.skipped[0]}"
+        if state.progress.skipped_steps:
+            facts["Steps skipped"] = f"{state.progress.skipped_steps:,}, for a loss that exploded or was not finite"
+        best = self.metrics.best_step([step_of(path) for path in checkpoints_of(self.folder)])
+        if best is not None:
+            facts["Best checkpoint"] = f"step-{best}, by validation loss"
+        return facts
+
+
+def _sees(checkpoint: Path | None) -> bool:
+    return checkpoint is None or checkpoint.is_dir()
