@@ -1,4 +1,4 @@
-"""The command line: ``python -m ddpm_hf sample | export | push``."""
+"""The command line: ``python -m ddpm_hf sample | report | export | push``."""
 
 import argparse
 import sys
@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", required=True, help=".png: a grid; .gif, .webp, .mp4: the denoising; .npz: arrays images and labels"
     )
     sample.set_defaults(run=_sample)
+
+    report = commands.add_parser("report", help="draw the losses of a run, and write its page report.html")
+    report.add_argument("run_dir", help="output_dir of a training run, which may still be going")
+    report.set_defaults(run=_report)
 
     export = commands.add_parser("export", help="write a model as a folder that loads with diffusers alone")
     export.add_argument("model", help="output_dir of a training run, folder of a pipeline, or Hub id")
@@ -109,6 +113,17 @@ def _write_result(result, path: Path):
     else:
         scale = max(2, 128 // result.images[0].width)
         save_animation([make_grid(frame, result.columns, scale=scale) for frame in result.frames], path)
+
+
+# ---- report
+
+
+def _report(arguments):
+    from ddpm_hf.config import TrainConfig
+    from ddpm_hf.report import write_report
+
+    defaults = TrainConfig.model_construct().model_dump(mode="json")
+    print(f"wrote {write_report(Path(arguments.run_dir), defaults=defaults)}")
 
 
 # ---- export and push
