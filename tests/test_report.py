@@ -1,0 +1,326 @@
+"""The report of a run: its plots, its page, and what a damaged run does to them."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+from ddpm_hf.__main__ import main
+from ddpm_hf.config import TrainConfig, build_config
+from ddpm_hf.errors import UserError
+from ddpm_hf.report import DARK, LIGHT, draw_loss, draw_timesteps, read_metrics, smooth, write_report
+
+DEFAULTS = TrainConfig.model_construct().model_dump(mode="json")
+
+
+def line(step, **values):
+    loss = 0.03 + math.exp(-step / 100)
+    record = {"step": step, "images_seen": 8 * step, "epoch": step / 100, "loss": loss, "lr": 1e-3}
+    return {**record, "images_per_second": 100.0, "ema_decay": 0.99, **values}
+
+
+def validated(step):
+    means = [0.1 / (1 + i) + 10 / step for i in range(10)]
+    return line(
+        step, validation_loss=sum(means) / 10, validation_loss_by_timestep=means, grad_norm=1.0, skipped_steps=2
+    )
+
+
+def make_run(folder: Path, lines=(), samples=(), **settings) -> Path:
+    """A run's folder with real files: metrics ``lines`` (dicts or raw text) and grids at the steps ``samples``."""
+    (folder / "samples").mkdir(parents=True)
+    build_config({"dataset": "set", "max_train_steps": 1000, **settings}).save(folder / "config.yaml")
+    text = "".join(item if isinstance(item, str) else json.dumps(item) + "\n" for item in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    for step in samples:
+        Image.new("L", (40, 16), step % 256).save(folder / "samples" / f"step-{step:07d}.png")
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page holds: ids, classes, links and text; fails on tags that do not pair."""
+
+    VOID = ("meta", "img", "source", "input", "br", "link")
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids, self.links, self.tags, self.open, self.texts = [], [], Counter(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags[tag] += 1
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[name] for name in ("src", "href", "srcset") if name in values]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    lines = [validated(step) if step % 100 == 0 else line(step) for step in range(10, 1001, 10)]
+    run = make_run(tmp_path_factory.mktemp("report") / "my run", lines, range(100, 1001, 100), learning_rate=5e-4)
+    (run / "pipeline").mkdir()
+    write_report(run, {"Device": "two cores"}, defaults=DEFAULTS)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return Page(run / "report.html")
+
+
+def test_every_file_is_whole(run):
+    written = {path.name for path in run.iterdir() if path.is_file()}
+    assert written == {"config.yaml", "metrics.jsonl", "facts.json", "loss.png", "timesteps.png", "report.html"}
+    for name in ("loss.png", "timesteps.png"):
+        with Image.open(run / name) as image:
+            assert image.width == 1920  # two pixels a CSS pixel
+            assert 600 < image.height < 1300
+            pixels = np.asarray(image.convert("RGB"))
+        paper = tuple(int(LIGHT.paper[i : i + 2], 16) for i in (1, 3, 5))
+        assert tuple(pixels[0, 0]) == tuple(pixels[-1, -1]) == paper
+        assert 0.005 < (pixels != paper).any(axis=-1).mean() < 0.2
+        for side in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (side == paper).all(), "something is cut off at the edge"
+
+
+@pytest.mark.parametrize("look", [LIGHT, DARK])
+def test_plots_have_the_lines_that_were_logged(run, look):
+    rows = read_metrics(run / "metrics.jsonl")
+    figure = draw_loss(rows, look)
+    losses = figure.axes[0]
+    raw, smoothed, validation, best = losses.get_lines()
+    assert raw.get_ydata() == pytest.approx([row["loss"] for row in rows])
+    assert smoothed.get_ydata() == pytest.approx(smooth(raw.get_ydata()))
+    assert validation.get_xdata().tolist() == list(range(100, 1001, 100))
+    assert best.get_xdata().tolist() == [1000]
+    assert [axes.get_title(loc="left") for axes in figure.axes[1:]] == [
+        "learning rate",
+        "gradient norm",
+        "images per second",
+    ]
+    low, high = losses.get_ylim()
+    assert low < min(row["loss"] for row in rows)
+    assert low < validation.get_ydata().min() <= validation.get_ydata().max() < high
+
+    profiles = draw_timesteps(rows, {"num_train_timesteps": 500}, look).axes[0]
+    assert [line.get_label() for line in profiles.get_lines()][:: len(profiles.get_lines()) - 1] == [
+        "step 100",
+        "step 1,000",
+    ]
+    assert profiles.get_lines()[0].get_xdata().tolist() == [25 + 50 * i for i in range(10)]
+    assert profiles.get_lines()[-1].get_ydata() == pytest.approx(rows[-1]["validation_loss_by_timestep"])
+
+
+def test_the_page_is_one_file_with_the_runs_pictures_beside_it(run, page):
+    assert [name for name, count in Counter(page.ids).items() if count > 1] == []
+    relative = [link for link in page.links if not link.startswith("data:image/png;base64,")]
+    assert len(page.links) - len(relative) == 6  # two plots: dark, narrow, and both
+    assert {unquote(link) for link in relative} >= {"loss.png", "timesteps.png", "samples/step-0001000.png"}
+    for link in relative:
+        assert (run / unquote(link)).is_file()
+
+
+def test_the_page_tells_what_is_looked_for(page):
+    for text in (
+        "Training report · finished",
+        "Best validation loss",
+        "at step 1,000",
+        "Steps skipped 2",
+        "Device two cores",
+        "learning_rate 0.0005 0.001",  # changed: this run's, the default
+        "step 1,000",
+        "900\N{EN DASH}999",
+        "my run/pipeline' --num-images 16",  # quoted for the shell
+    ):
+        assert text in page.text
+
+
+def test_settings_that_differ_from_the_defaults_come_first(tmp_path):
+    run = make_run(tmp_path / "run", block_out_channels=[32, 64])
+    text = Page(write_report(run, defaults=DEFAULTS)).text
+    changed, rest = text.split("settings at their defaults")
+    assert "block_out_channels [32, 64] [64, 128, 256, 512]" in changed
+    assert "max_train_steps 1000 null" in changed
+    assert "learning_rate" not in changed
+    assert "learning_rate 0.001" in rest
+    text = Page(write_report(run)).text
+    assert "Default" not in text
+    assert "learning_rate 0.001" in text
+
+
+def test_smoothing_is_a_gaussian_mean_that_is_narrow_at_the_start():
+    values = np.random.default_rng(0).exponential(size=200)
+    expected = []
+    for i in range(200):
+        width = max(1e-3, min(i / 6, 4.0))
+        weights = [math.exp(-((j - i) ** 2) / (2 * width**2)) for j in range(200)]
+        expected.append(sum(w * v for w, v in zip(weights, values)) / sum(weights))
+    assert smooth(values) == pytest.approx(expected)
+    assert smooth(np.full(7, 3.0)) == pytest.approx([3.0] * 7)
+    assert smooth(values[:1]) == pytest.approx(values[:1])
+
+
+def test_torn_lines_and_numbers_that_are_none(tmp_path):
+    lines = [
+        line(10, loss=float("nan")),
+        "\n",
+        "[1, 2]\n",
+        "not json\n",
+        '{"loss": 1.0}\n',
+        '{"step": "20", "loss": 1.0}\n',
+        line(20, loss=None, validation_loss="low", validation_loss_by_timestep=[None] * 10),
+        line(30, lr=None, images_per_second=1e400, validation_loss_by_timestep=[0.1, None, float("nan")] + [0.2] * 7),
+        line(40, loss=10**400),
+        line(40, loss=0.5),  # a resumed run wrote it anew
+        '{"step": 50, "lo',
+    ]
+    run = make_run(tmp_path / "run", lines)
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [
+        (10, None),
+        (20, None),
+        (30, pytest.approx(0.7708, abs=1e-4)),
+        (40, 0.5),
+    ]
+    assert rows[2]["validation_loss_by_timestep"][:3] == [0.1, None, None]
+    page = Page(write_report(run))
+    assert "4% of 1,000 steps" in page.text
+    assert "nan" not in page.text.lower().replace("name", "")
+    assert {path.name for path in run.glob("*.png")} == {"loss.png", "timesteps.png"}
+
+
+@pytest.mark.parametrize("losses", [[0.0, 0.0], [1.0, -1.0, 0.5], [0.3], [1e-9, 1e9], [0.5] * 3, [1e30, 0.1]])
+def test_losses_of_any_size_can_be_drawn(tmp_path, losses):
+    lines = [line(10 * i, loss=loss, lr=0.0, validation_loss=loss) for i, loss in enumerate(losses)]
+    write_report(make_run(tmp_path / "run", lines))
+    with Image.open(tmp_path / "run" / "loss.png") as image:
+        image.load()
+
+
+def test_long_runs_are_drawn_by_means_of_neighbours(tmp_path):
+    rows = [{"step": float(step), "loss": 1.0 + step % 2} for step in range(10_000)]
+    raw, smoothed = draw_loss(rows).axes[0].get_lines()
+    assert len(raw.get_xdata()) == len(smoothed.get_xdata()) == 2000
+    assert np.mean(raw.get_ydata()) == pytest.approx(1.5)
+
+
+def test_a_run_that_has_nothing_yet(tmp_path):
+    run = make_run(tmp_path / "run")
+    page = Page(write_report(run, defaults=DEFAULTS))
+    assert "No loss has been logged yet" in page.text
+    assert "No sample grid has been written yet" in page.text
+    assert "Use the model" not in page.text
+    assert page.tags["img"] == 0
+    assert not list(run.glob("*.png"))
+    (run / "metrics.jsonl").unlink()
+    (run / "samples").rmdir()
+    assert write_report(run) == run / "report.html"
+
+
+def test_many_samples_are_picked_evenly_and_broken_ones_left_out(tmp_path):
+    run = make_run(tmp_path / "run", [line(10)], range(1, 101))
+    (run / "samples" / "step-0000101.png").write_bytes(b"\x89PNG torn")
+    links = [link for link in Page(write_report(run)).links if link.startswith("samples/")]
+    steps = sorted({int(link[-11:-4]) for link in links})
+    assert (steps[0], steps[-1], len(steps)) == (1, 100, 12)
+    assert set(np.diff(steps)) == {9}
+
+
+def test_nothing_from_a_file_is_taken_for_html(tmp_path):
+    hostile = "</td><script>alert('x')</script>\"&"
+    run = make_run(tmp_path / "<b>&", [line(10)], dataset=hostile)
+    Image.new("L", (4, 4)).save(run / "samples" / "'><b>#?%.png")
+    (run / "pipeline").mkdir()
+    page = Page(write_report(run, {hostile: hostile}, defaults=DEFAULTS))
+    assert page.tags["script"] == 1
+    assert page.tags["b"] == 0
+    assert page.text.count(hostile) == 3  # the setting, and the fact's label and text
+    for link in page.links:
+        assert link.startswith("data:") or (run / unquote(link)).is_file()
+
+
+def test_facts_stay_for_a_later_report(tmp_path):
+    run = make_run(tmp_path / "run", [line(10)])
+    write_report(run, {"Peak memory": "3 GB"})
+    assert "Peak memory 3 GB" in Page(write_report(run)).text
+    (run / "facts.json").write_text("[1")
+    assert "Peak memory" not in Page(write_report(run)).text
+
+
+def test_an_older_report_stays_where_a_new_one_cannot_be_made(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", [line(10)])
+    write_report(run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    monkeypatch.setattr("ddpm_hf.report._png", lambda figure: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(run)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_the_checkpoint_of_an_unfinished_run_is_the_one_to_use(tmp_path):
+    run = make_run(tmp_path / "run", [line(10)])
+    for step in (90, 100):
+        (run / "checkpoints" / f"step-{step}" / "pipeline").mkdir(parents=True)
+    assert f"python -m ddpm_hf push {run}/checkpoints/step-100/pipeline" in Page(write_report(run)).text
+
+
+def test_from_the_shell(tmp_path):
+    run = make_run(tmp_path / "run", [line(10)], num_samples=7)
+    command = [sys.executable, "-m", "ddpm_hf", "report", str(run)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, f"wrote {run / 'report.html'}\n"), result.stderr
+    assert "num_samples 7 20" in Page(run / "report.html").text
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    (tmp_path / "config.yaml").write_text("a: [")
+    assert main(["report", str(tmp_path)]) == 2
+    (tmp_path / "config.yaml").write_text("- a")
+    assert main(["report", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 4
+    assert "is not there; give the output_dir of a training run" in lines[0]
+    assert "has no config.yaml" in lines[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    with pytest.raises(UserError):
+        write_report(tmp_path / "none")
+
+
+def test_drawing_leaves_matplotlibs_settings_alone(run):
+    script = (
+        "import sys, pathlib, ddpm_hf.report as report\n"
+        "assert not {'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "import matplotlib\n"
+        "names = set(matplotlib.rcParams) - {'backend'}  # looking at it would import pyplot\n"
+        "before = {name: matplotlib.rcParams[name] for name in names}\n"
+        f"report.write_report(pathlib.Path({str(run)!r}))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert {name: matplotlib.rcParams[name] for name in names} == before\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
