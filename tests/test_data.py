@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_hf.data import epoch_order, indices_of_step, load_images
+from ddpm_hf.data import MappedImages, epoch_order, indices_of_step, load_images
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipeline import MyDDPMPipeline
 
@@ -161,8 +161,8 @@ def test_large_images_are_scaled_and_cropped(tmp_path):
 
 def test_what_does_not_fit_in_memory_goes_to_a_file(sources):
     held, mapped = load_images(str(sources["idx"])), load_images(str(sources["idx"]), max_memory_gb=1e-9)
-    assert isinstance(mapped.images, np.memmap)
-    assert not isinstance(held.images, np.memmap)
+    assert isinstance(mapped.images, MappedImages)
+    assert not isinstance(held.images, MappedImages)
     assert np.array_equal(held.images, mapped.images)
     assert torch.equal(mapped.batch(np.array([4]))[0], held.batch(np.array([4]))[0])
 
@@ -180,7 +180,7 @@ def test_what_does_not_fit_in_memory_goes_to_a_file(sources):
         (
             lambda p: (p.mkdir(), Image.new("L", (9, 9)).save(p / "a.png"), Image.new("L", (8, 9)).save(p / "b.png")),
             {"resize": "pad"},
-            "row 1 of data set .* is 9x8, the first is 9x9; use resize: crop",
+            "row 1 of data set .* is 9x8, others are 9x9; use resize: crop",
         ),
         (
             lambda p: (p.mkdir(), Image.new("L", (40, 9)).save(p / "a.png")),
@@ -240,10 +240,10 @@ def test_plain_labels_are_numbered_in_order(tmp_path):
 def test_labels_that_are_none(tmp_path):
     names = datasets.ClassLabel(names=NAMES)
     for labels, feature, message in [
-        ([0, 1, None, 2, 0, 1], names, "row 2 has no label in column 'label'"),
-        ([0, 1, None, 2, 0, 1], None, "row 2 has no label"),
+        ([0, 1, None, 2, 0, 1], names, "row 2 of data set .* has no label in column 'label'"),
+        ([0, 1, None, 2, 0, 1], None, "row 2 of data set .* has no label"),
         ([0.5] * 6, None, "column 'label' holds no labels"),
-        ([0, 1, 2, -1, 0, 1], names, "row 3 has the label -1"),
+        ([0, 1, 2, -1, 0, 1], names, "row 3 of data set .* has the label -1"),
     ]:
         with pytest.raises(UserError, match=message):
             load_images(parquet(tmp_path, labels, feature), label_column="label")
@@ -251,16 +251,16 @@ def test_labels_that_are_none(tmp_path):
         load_images(parquet(tmp_path, LABELS), label_column="image")
 
 
-def test_gray_and_color_together_are_refused(tmp_path):
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"row 1 of data set .* is of mode RGB, the first of L"):
-        load_images(str(tmp_path), sample_size=8)
+def test_gray_and_color_together_are_color(tmp_path):
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "b.png")
+    data = load_images(str(tmp_path), sample_size=8)
+    assert data.images[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 
 
 def test_images_of_one_pixel_are_refused(tmp_path):
     Image.new("L", (1, 1)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="images of 1x1 are too small"):
+    with pytest.raises(UserError, match="is 1x1 pixels; at least 2x2"):
         load_images(str(tmp_path), sample_size=8)
 
 

@@ -1,0 +1,21 @@
+"""Image data: data sets become uint8 images and labels in one array, in an order that is a function of the seed.
+
+``open_data`` reads data sets whole, into memory or a memory-mapped Arrow file; ``open_stream`` reads one as it goes.
+"""
+
+from ddpm_hf.data.arrays import ImageData, MappedImages
+from ddpm_hf.data.loading import load_images, open_data
+from ddpm_hf.data.order import ImageOrder, epoch_order, indices_of_step, mixed_seed
+from ddpm_hf.data.sources import Source
+
+__all__ = [
+    "ImageData",
+    "ImageOrder",
+    "MappedImages",
+    "Source",
+    "epoch_order",
+    "indices_of_step",
+    "load_images",
+    "mixed_seed",
+    "open_data",
+]

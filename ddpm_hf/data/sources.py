@@ -1,0 +1,167 @@
+"""Where images come from: the Hub, a folder, or a parquet, arrow or IDX file, told apart and opened undecoded."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_hf.data.idx import IDX_SUFFIXES, idx_splits, read_idx
+from ddpm_hf.data.tables import ArrayTable, EncodedTable, Table
+from ddpm_hf.errors import UserError, one_line
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm", ".pgm")
+SPLITS = ("train", "test", "validation", "valid", "val")
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")  # those that "auto" looks for, in this order
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set to read; the fields are those of an entry of the setting ``datasets``.
+
+    dataset: Hub id, image folder, or parquet, arrow or IDX file or folder. weight: share of the draws; None is its
+    share of the images.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_names: Sequence[str] | None = None
+    name: str | None = None
+    weight: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What the set is called where class names need it: ``name``, or the last part of its id or path."""
+        path = Path(self.dataset).expanduser()
+        if self.name or not path.exists():
+            return self.name or path.name
+        name = path.resolve().name
+        for suffix in (*IDX_SUFFIXES, ".parquet", ".arrow"):
+            name = name.removesuffix(suffix)
+        return name
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits it reads, without slices: 'train[:10%]+test' is train and test."""
+        return [re.sub(r"\[.*", "", name).strip() for name in self.split.split("+")]
+
+
+class Splits:
+    """The splits of a source: their names, and their tables, opened when asked for."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.path = Path(source.dataset).expanduser()
+        self._idx = idx_splits(self.path) if self.path.exists() else None
+        self._openers: dict[str, Callable] = {}
+        self._builder = None
+        if self._idx is None:
+            with _library_errors(source.dataset):
+                if self.path.exists():
+                    self._openers = _local_splits(self.path, source.dataset)
+                else:
+                    self._builder = _hub_builder(source)
+                    self._builder.download_and_prepare()
+
+    @property
+    def names(self) -> list[str]:
+        if self._builder is not None:
+            return list(self._builder.info.splits)
+        return list(self._openers if self._idx is None else self._idx)
+
+    def open(self, split: str) -> Table:
+        """The table of ``split``, or of several, 'train+test', one after the other.
+
+        Raises:
+            UserError: naming the split, file or column that is wrong.
+        """
+        source = self.source
+        if self._idx is not None:
+            return ArrayTable(source, split, *read_idx([self._idx[name] for name in self._checked(split)]))
+        with _library_errors(source.dataset):
+            if self._builder is not None:
+                return EncodedTable(source, split, self._builder.as_dataset(split=split))
+            from datasets import concatenate_datasets
+
+            parts = [self._openers[name]() for name in self._checked(split)]
+            return EncodedTable(source, split, concatenate_datasets(parts))
+
+    def _checked(self, split: str) -> list[str]:
+        names = [name.strip() for name in split.split("+")]
+        if wrong := [name for name in names if name not in self.names]:
+            raise UserError(
+                f"data set {self.source.dataset!r} has no split {wrong[0]!r}; it has {', '.join(self.names)}."
+            )
+        return names
+
+
+class _library_errors:
+    """The library raises dozens of types; the user needs the one line."""
+
+    def __init__(self, dataset: str):
+        self.dataset = dataset
+
+    def __enter__(self):
+        from datasets.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise UserError(f"data set {self.dataset!r} cannot be loaded: {one_line(error)}") from error
+
+
+def _hub_builder(source: Source):
+    from datasets import load_dataset_builder
+
+    name = source.dataset
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow"):
+        raise UserError(f"data set {name!r} does not exist: no such file or folder.")
+    return load_dataset_builder(name, source.config, revision=source.revision)
+
+
+def _local_splits(path: Path, dataset: str) -> dict[str, Callable]:
+    """What opens each split of a file or folder, by its name."""
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    if path.is_file():
+        return {"train": lambda: load_dataset(_file_format(path), data_files=str(path), split="train")}
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        saved = load_from_disk(str(path))
+        tables = {"train": saved} if isinstance(saved, Dataset) else dict(saved)
+        return {name: lambda table=table: table for name, table in tables.items()}
+    for suffix in ("parquet", "arrow"):
+        if files := sorted(str(file) for file in path.rglob(f"*.{suffix}")):
+            return {
+                name: lambda suffix=suffix, chosen=chosen: load_dataset(suffix, data_files=chosen, split="train")
+                for name, chosen in _files_of_splits(files).items()
+            }
+    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+        raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
+    folders = {name: path / name for name in SPLITS if (path / name).is_dir()} or {"train": path}
+    # all files of the folder, whatever the library would make of a "test" in their names
+    return {
+        name: lambda folder=folder: load_dataset(
+            "imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train"
+        )
+        for name, folder in folders.items()
+    }
+
+
+def _files_of_splits(files: list[str]) -> dict[str, list[str]]:
+    """``files`` by the split that starts their names, 'train-00000-of-00001.parquet'; all are train where none does."""
+    found = {name: [] for name in SPLITS}
+    for file in files:
+        if match := re.match(r"(train|test|validation|valid|val)(?![a-z])", Path(file).name):
+            found[match[1]].append(file)
+    return {name: chosen for name, chosen in found.items() if chosen} or {"train": files}
+
+
+def _file_format(path: Path) -> str:
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in ("parquet", "arrow"):
+        raise UserError(f"data set file {path} must end in .parquet, .arrow or {', '.join(IDX_SUFFIXES)}.")
+    return suffix
