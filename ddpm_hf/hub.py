@@ -27,7 +27,8 @@ from ddpm_hf.unet import MyUNet
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pretrained" / "fashion_mnist_small"
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 OWN_CLASSES = {"MyUNet": MyUNet, "MyDDPMScheduler": MyDDPMScheduler}
-PIPELINE_OPTIONS = ("id2label", "output_height", "output_width")
+PIPELINE_OPTIONS = ("id2label", "output_height", "output_width", "output_resize")
+LARGEST_OUTPUT = 4096  # pixels a side that images are scaled to
 LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
 
 
@@ -169,8 +170,12 @@ def _check_weights(unet: torch.nn.Module, info: dict):
 
 def _pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
     """The pipeline's own settings from model_index.json, checked."""
-    size, options = unet.config.sample_size, {}
-    for name, largest in zip(("output_height", "output_width"), (size, size) if isinstance(size, int) else size):
+    size, options = unet.config.sample_size, {"output_resize": index.get("output_resize")}
+    if options["output_resize"] is not None and not isinstance(options["output_resize"], bool):
+        raise ValueError(f"output_resize in model_index.json must be true or false, got {options['output_resize']!r}.")
+    limits = (size, size) if isinstance(size, int) else size
+    limits = (LARGEST_OUTPUT, LARGEST_OUTPUT) if options["output_resize"] else limits
+    for name, largest in zip(("output_height", "output_width"), limits):
         value = options[name] = index.get(name)
         if value is not None and not (type(value) is int and 1 <= value <= largest):
             raise ValueError(f"{name} in model_index.json must be a whole number in [1, {largest}], got {value!r}.")

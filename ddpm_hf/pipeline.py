@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -45,6 +46,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         scheduler: ``MyDDPMScheduler`` or a stock one built ``.from_config(pipeline.scheduler.config)``.
         id2label: class names by label, ``{"0": "T-shirt/top", ...}``, where known.
         output_height, output_width: size in pixels to which images are cropped, centred; None keeps the network's.
+        output_resize: True scales images to that size instead, for a network trained on whole images made square.
     """
 
     model_cpu_offload_seq = "unet"
@@ -57,11 +59,14 @@ class MyDDPMPipeline(DiffusionPipeline):
         id2label: Optional[dict] = None,  # noqa: UP045
         output_height: Optional[int] = None,  # noqa: UP045
         output_width: Optional[int] = None,  # noqa: UP045
+        output_resize: Optional[bool] = None,  # noqa: UP045
     ):
         super().__init__()
         unet.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label, output_height=output_height, output_width=output_width)
+        self.register_to_config(
+            id2label=id2label, output_height=output_height, output_width=output_width, output_resize=output_resize
+        )
 
     @property
     def num_classes(self) -> int | None:
@@ -174,11 +179,14 @@ class MyDDPMPipeline(DiffusionPipeline):
         return sample / (1 + sigma**2) ** 0.5
 
     def postprocess(self, sample: torch.Tensor, output_type: str = "pil"):
-        """Crop x (B, C, S, S) in [-1, 1] to the output size and convert it; types as in ``__call__``."""
+        """Crop or scale x (B, C, S, S) in [-1, 1] to the output size and convert it; types as in ``__call__``."""
         height = self.config.output_height or sample.shape[-2]
         width = self.config.output_width or sample.shape[-1]
-        top, left = (sample.shape[-2] - height) // 2, (sample.shape[-1] - width) // 2
-        sample = sample[..., top : top + height, left : left + width]
+        if self.config.get("output_resize"):
+            sample = F.interpolate(sample.float(), (height, width), mode="bicubic", antialias=True)
+        else:
+            top, left = (sample.shape[-2] - height) // 2, (sample.shape[-1] - width) // 2
+            sample = sample[..., top : top + height, left : left + width]
         images = (sample.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images

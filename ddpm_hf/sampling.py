@@ -37,7 +37,8 @@ class Generated:
 
 def with_sampler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
     """A pipeline with the sampler called ``name``, sharing the network: schedulers have state, networks have not."""
-    settings = {key: pipeline.config.get(key) for key in ("id2label", "output_height", "output_width")}
+    names = ("id2label", "output_height", "output_width", "output_resize")
+    settings = {key: pipeline.config.get(key) for key in names}
     other = MyDDPMPipeline(pipeline.unet, make_scheduler(name, pipeline.scheduler), **settings)
     other.set_progress_bar_config(disable=True)
     return other
