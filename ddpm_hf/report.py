@@ -23,7 +23,7 @@ from ddpm_hf.files import write_whole
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PAGE_WIDTH = 960  # CSS pixels
 MOST_SAMPLES = 12
-MOST_POINTS = 2000  # of a plotted line: more are not seen, and smoothing takes their square
+MOST_POINTS = 2000  # of a smooth line: more are not seen, and smoothing takes their square
 MOST_PROFILES = 6  # lines in the plot by timestep
 LAST_LINES = 8
 ROUND = (1, 2, 5, 10)  # distances of ticks
@@ -156,12 +156,26 @@ def _number(value) -> float | None:
 
 
 def _series(rows: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values (N,) of the lines that have a number under ``name``; means of neighbours where N is large."""
+    """Steps and values (N,) of the lines that have a number under ``name``."""
     points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), float)]
     steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smooth course of the values, of means of neighbours where they are more than ``MOST_POINTS``."""
     if len(steps) > MOST_POINTS:
         steps, values = (np.array([part.mean() for part in np.array_split(a, MOST_POINTS)]) for a in (steps, values))
-    return steps, values
+    return steps, smooth(values)
+
+
+def _outline(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is seen of a line of very many points: the least and the largest of neighbours, so that spikes stay."""
+    if len(steps) <= 2 * MOST_POINTS:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), MOST_POINTS)
+    kept = sorted({part[pick(values[part])] for part in parts for pick in (np.argmin, np.argmax)})
+    return steps[kept], values[kept]
 
 
 def _profiles(rows: Sequence[Mapping]) -> list[tuple[int, list[float | None]]]:
@@ -241,16 +255,16 @@ def draw_loss(rows: Sequence[Mapping], look: Look = LIGHT):
         column, row = (0, i) if look.narrow else (i, 0)
         panel_top = top + main + 34 + gap + row * (small + gap)
         panel = _add_axes(figure, left + column * (width + left + 22), panel_top, width, small - 22, look)
-        _draw_panel(panel, *_series(rows, name), title, look)
+        _draw_panel(panel, *_series(rows, name), title, look, noisy=name != "lr")
         panel.set_xlim(axes.get_xlim())
     return figure
 
 
 def _draw_losses(axes, steps, losses, validation_steps, validation, look: Look):
-    smoothed = smooth(losses)
-    axes.plot(steps, losses, color=look.training, alpha=0.3, linewidth=1, solid_joinstyle="round")
+    smooth_steps, smoothed = _smoothed(steps, losses)
+    axes.plot(*_outline(steps, losses), color=look.training, alpha=0.3, linewidth=1, solid_joinstyle="round")
     axes.plot(
-        steps,
+        smooth_steps,
         smoothed,
         color=look.training,
         linewidth=2.2,
@@ -332,11 +346,14 @@ def _set_loss_axis(axes, low: float, high: float):
     axes.set_ylim(low, high)
 
 
-def _draw_panel(axes, steps, values, title: str, look: Look):
+def _draw_panel(axes, steps, values, title: str, look: Look, *, noisy: bool):
     """A small plot of one quantity, linear, its title above its left end."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.plot(steps, values, color=look.ink, linewidth=1.3, alpha=0.85, marker="o" if len(steps) == 1 else None)
+    single = "o" if len(steps) == 1 else None
+    axes.plot(*_outline(steps, values), color=look.ink, linewidth=1, alpha=0.3 if noisy else 0.85, marker=single)
+    if noisy:
+        axes.plot(*_smoothed(steps, values), color=look.ink, linewidth=1.4)
     axes.set_title(title, loc="left", color=look.muted, fontsize=look.font - 0.5, pad=8)
     high = np.quantile(values, 0.99) if len(values) > 20 else values.max()  # one spike should not flatten the rest
     axes.set_ylim(min(0, values.min()), (high * 1.12) or 1)
@@ -416,10 +433,18 @@ def _add_axes(figure, left: float, top: float, width: float, height: float, look
 def _legend(axes, look: Look, columns: int):
     """Names of the lines above the plot, from its left end."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1 + 10 / axes.bbox.height), borderaxespad=0,
-        ncols=columns, frameon=False, fontsize=look.font,
-        labelcolor=look.ink, borderpad=0, handlelength=1.4, handletextpad=0.6, columnspacing=1.8,
-    )  # fmt: skip
+        loc="lower left",
+        bbox_to_anchor=(0, 1 + 10 / axes.bbox.height),
+        borderaxespad=0,
+        ncols=columns,
+        frameon=False,
+        fontsize=look.font,
+        labelcolor=look.ink,
+        borderpad=0,
+        handlelength=1.4,
+        handletextpad=0.6,
+        columnspacing=1.8,
+    )
 
 
 def _dots(values) -> float:
@@ -518,12 +543,12 @@ def _headline(rows) -> list[tuple[str, str, str]]:
     last = rows[-1]
     numbers = []
     epoch = last.get("epoch")
-    numbers.append(("Step", _count(last["step"]), "" if epoch is None else f"epoch {epoch:.4g}"))
+    numbers.append(("Step", f"{last['step']:,.0f}", "" if epoch is None else f"epoch {epoch:.4g}"))
     if last.get("images_seen") is not None:
-        numbers.append(("Images seen", _count(last["images_seen"]), ""))
+        numbers.append(("Images seen", f"{last['images_seen']:,.0f}", ""))
     steps, losses = _series(rows, "loss")
     if len(steps):
-        numbers.append(("Training loss", _short(smooth(losses)[-1]), "smoothed, at the end"))
+        numbers.append(("Training loss", _short(_smoothed(steps, losses)[1][-1]), "smoothed, at the end"))
     steps, losses = _series(rows, "validation_loss")
     if len(steps):
         best = int(losses.argmin())
@@ -532,7 +557,7 @@ def _headline(rows) -> list[tuple[str, str, str]]:
     if len(speeds):
         numbers.append(("Images a second", _short(float(np.median(speeds))), "median"))
     if last.get("skipped_steps"):
-        numbers.append(("Steps skipped", _count(last["skipped_steps"]), "loss exploded or not finite"))
+        numbers.append(("Steps skipped", f"{last['skipped_steps']:,.0f}", "loss exploded or not finite"))
     return numbers
 
 
