@@ -7,10 +7,12 @@ from ddpm_hf.data.arrays import ImageData, MappedImages
 from ddpm_hf.data.loading import load_images, open_data
 from ddpm_hf.data.order import ImageOrder, epoch_order, indices_of_step, mixed_seed
 from ddpm_hf.data.sources import Source
+from ddpm_hf.data.stream import ImageStream, open_stream
 
 __all__ = [
     "ImageData",
     "ImageOrder",
+    "ImageStream",
     "MappedImages",
     "Source",
     "epoch_order",
@@ -18,4 +20,5 @@ __all__ = [
     "load_images",
     "mixed_seed",
     "open_data",
+    "open_stream",
 ]

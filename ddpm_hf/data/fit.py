@@ -62,7 +62,11 @@ class Report:
 
 def guess_rule(parts: list[tuple[Table, np.ndarray]], fitting: Fitting) -> Rule:
     """The rule for the rows of several tables, from the headers of a few of them, evenly spaced."""
-    seen = [found for table, rows in parts for found in _probe(table, rows)]
+    return rule_of([found for table, rows in parts for found in _probe(table, rows)], fitting)
+
+
+def rule_of(seen: list[tuple[bool, tuple[int, int]]], fitting: Fitting) -> Rule:
+    """The rule for images of which ``header`` told whether they are gray, and their (height, width)."""
     gray = all(gray for gray, _ in seen)
     channels = {"L": 1, "RGB": 3}.get(fitting.image_mode, 1 if gray else 3)
     shapes = {shape for _, shape in seen}
@@ -120,20 +124,21 @@ def _fit_array(
 def _fit_encoded(table, rows, fitting: Fitting, rule: Rule, report: Report) -> Iterator[tuple[int, np.ndarray]]:
     """Decoded by threads: Pillow lets go of the interpreter while it decodes."""
     fitter = Fitter(table.where, fitting, rule)
-    with ThreadPoolExecutor(_num_threads()) as pool:
-        for count, images, shapes, skipped in _in_order(pool, fitter.fit_chunk, _chunks(table.encoded(rows))):
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for count, images, shapes, skipped in _in_order(pool, fitter.fit_chunk, chunks(table.encoded(rows))):
             report.shapes |= shapes if len(report.shapes) < 2 else set()
             report.skipped += skipped
             yield count, images
 
 
-def _num_threads() -> int:
-    """The processors this process may use, over the processes of this machine."""
+def num_threads() -> int:
+    """How many decode at once: the processors this process may use, over the processes of this machine."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _chunks(items: Iterable) -> Iterator[list]:
+def chunks(items: Iterable) -> Iterator[list]:
+    """``items`` by ``CHUNK``."""
     chunk = []
     for item in items:
         chunk.append(item)

@@ -50,26 +50,39 @@ class Source:
 
 
 class Splits:
-    """The splits of a source: their names, and their tables, opened when asked for."""
+    """The splits of a source: their names, and what is in them, opened when asked for.
 
-    def __init__(self, source: Source):
-        self.source = source
-        self.path = Path(source.dataset).expanduser()
-        self._idx = idx_splits(self.path) if self.path.exists() else None
+    Args:
+        streaming: open them as ``datasets.IterableDataset``, downloading nothing.
+
+    Raises:
+        UserError: if there is no such data set, or nothing in it that is known here.
+    """
+
+    def __init__(self, source: Source, *, streaming: bool = False):
+        self.source, self.streaming = source, streaming
+        path = Path(source.dataset).expanduser()
+        self._idx = idx_splits(path) if path.exists() else None
         self._openers: dict[str, Callable] = {}
         self._builder = None
-        if self._idx is None:
-            with _library_errors(source.dataset):
-                if self.path.exists():
-                    self._openers = _local_splits(self.path, source.dataset)
-                else:
-                    self._builder = _hub_builder(source)
-                    self._builder.download_and_prepare()
+        if self._idx is not None:
+            if streaming:
+                raise UserError(f"data set {source.dataset!r} is of IDX files, which are read whole; not as a stream.")
+            return
+        with library_errors(source.dataset):
+            if path.exists():
+                self._openers = _local_splits(path, source.dataset, streaming)
+                return
+            self._builder = _hub_builder(source)
+            if streaming:
+                streams = self._builder.as_streaming_dataset()
+                self._openers = {str(name): lambda stream=stream: stream for name, stream in streams.items()}
+            else:
+                self._builder.download_and_prepare()
+                self._openers = dict.fromkeys(map(str, self._builder.info.splits))
 
     @property
     def names(self) -> list[str]:
-        if self._builder is not None:
-            return list(self._builder.info.splits)
         return list(self._openers if self._idx is None else self._idx)
 
     def open(self, split: str) -> Table:
@@ -80,14 +93,28 @@ class Splits:
         """
         source = self.source
         if self._idx is not None:
-            return ArrayTable(source, split, *read_idx([self._idx[name] for name in self._checked(split)]))
-        with _library_errors(source.dataset):
+            names = ["test" if name == "t10k" else name for name in split.split("+")]
+            return ArrayTable(source, split, *read_idx([self._idx[name] for name in self._checked("+".join(names))]))
+        with library_errors(source.dataset):
             if self._builder is not None:
                 return EncodedTable(source, split, self._builder.as_dataset(split=split))
             from datasets import concatenate_datasets
 
-            parts = [self._openers[name]() for name in self._checked(split)]
-            return EncodedTable(source, split, concatenate_datasets(parts))
+            return EncodedTable(source, split, concatenate_datasets(self._open_all(split)))
+
+    def streams(self, split: str) -> list:
+        """The ``datasets.IterableDataset`` of ``split``, or of each of several, 'train+test'."""
+        with library_errors(self.source.dataset):
+            return self._open_all(split)
+
+    def num_images(self, split: str) -> int | None:
+        """How many images a data set of the Hub says ``split`` to have."""
+        told = (self._builder and self._builder.info.splits) or {}
+        names = split.split("+")
+        return sum(told[name].num_examples for name in names) if all(name in told for name in names) else None
+
+    def _open_all(self, split: str) -> list:
+        return [self._openers[name]() for name in self._checked(split)]
 
     def _checked(self, split: str) -> list[str]:
         names = [name.strip() for name in split.split("+")]
@@ -98,7 +125,7 @@ class Splits:
         return names
 
 
-class _library_errors:
+class library_errors:
     """The library raises dozens of types; the user needs the one line."""
 
     def __init__(self, dataset: str):
@@ -123,32 +150,30 @@ def _hub_builder(source: Source):
     return load_dataset_builder(name, source.config, revision=source.revision)
 
 
-def _local_splits(path: Path, dataset: str) -> dict[str, Callable]:
+def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callable]:
     """What opens each split of a file or folder, by its name."""
     from datasets import Dataset, load_dataset, load_from_disk
 
+    def opener(kind: str, **files) -> Callable:
+        return lambda: load_dataset(kind, split="train", streaming=streaming, **files)
+
     if path.is_file():
-        return {"train": lambda: load_dataset(_file_format(path), data_files=str(path), split="train")}
+        return {"train": opener(_file_format(path), data_files=str(path))}
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         saved = load_from_disk(str(path))
         tables = {"train": saved} if isinstance(saved, Dataset) else dict(saved)
+        if streaming:
+            tables = {name: table.to_iterable_dataset(min(64, len(table))) for name, table in tables.items()}
         return {name: lambda table=table: table for name, table in tables.items()}
-    for suffix in ("parquet", "arrow"):
-        if files := sorted(str(file) for file in path.rglob(f"*.{suffix}")):
-            return {
-                name: lambda suffix=suffix, chosen=chosen: load_dataset(suffix, data_files=chosen, split="train")
-                for name, chosen in _files_of_splits(files).items()
-            }
+    for kind in ("parquet", "arrow"):
+        if files := sorted(str(file) for file in path.rglob(f"*.{kind}")):
+            return {name: opener(kind, data_files=chosen) for name, chosen in _files_of_splits(files).items()}
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
         raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
     folders = {name: path / name for name in SPLITS if (path / name).is_dir()} or {"train": path}
     # all files of the folder, whatever the library would make of a "test" in their names
-    return {
-        name: lambda folder=folder: load_dataset(
-            "imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train"
-        )
-        for name, folder in folders.items()
-    }
+    files = {"train": "**"}
+    return {name: opener("imagefolder", data_dir=str(folder), data_files=files) for name, folder in folders.items()}
 
 
 def _files_of_splits(files: list[str]) -> dict[str, list[str]]:

@@ -74,16 +74,18 @@ class EncodedTable(Table):
         wanted = np.zeros(self.count, bool)
         wanted[rows] = True
         batches = (self.table.select(rows) if few else self.table).iter(ROWS_AT_ONCE)
-        images = (image for batch in batches for image in _fields(batch[self.column]))
-        for row, (image_bytes, path) in zip(rows if few else range(self.count), images):
+        images = (image for batch in batches for image in encoded_images(batch[self.column]))
+        for row, image in zip(rows if few else range(self.count), images):
             if wanted[row]:
-                yield int(row), Encoded(image_bytes.as_py(), path.as_py())
+                yield int(row), image
 
 
-def _fields(column) -> Iterator[tuple]:
+def encoded_images(column) -> Iterator[Encoded]:
+    """The images of an Arrow column of structs with bytes and path."""
     for chunk in column.chunks:
         fields = dict(zip((field.name for field in chunk.type), chunk.flatten()))
-        yield from zip(fields["bytes"], fields["path"])
+        for image_bytes, path in zip(fields["bytes"], fields["path"]):
+            yield Encoded(image_bytes.as_py(), path.as_py())
 
 
 # ---- columns
