@@ -69,8 +69,7 @@ def min_snr_weight(scheduler: MyDDPMScheduler, timesteps: torch.Tensor, gamma: f
     An error of x_0 weighs min(SNR, gamma). The same error counts SNR times as much when written as one of epsilon,
     and SNR + 1 times as one of v, so there the weight is divided by that.
     """
-    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alpha_bar / (1 - alpha_bar)
+    snr = scheduler.snr(timesteps)
     weight = snr.clamp(max=gamma)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":

@@ -50,8 +50,8 @@ def _unet2d_settings(config: TrainConfig, data) -> dict:
         raise UserError(f"attention_levels must lie in [0, {len(widths) - 1}], got {wrong[0]}.")
     if wrong := [width for width in widths if width % config.norm_num_groups]:
         raise UserError(f"block_out_channels={wrong[0]} is not divisible by norm_num_groups={config.norm_num_groups}.")
-    head_dim = min([widths[level] for level in levels] or [widths[-1]]) // config.num_attention_heads
-    if head_dim < 1 or any(widths[level] % head_dim for level in [*levels, len(widths) - 1]):
+    head_dim, rest = divmod(min([widths[level] for level in levels] or [widths[-1]]), config.num_attention_heads)
+    if rest or any(widths[level] % head_dim for level in [*levels, len(widths) - 1]):
         raise UserError(f"num_attention_heads={config.num_attention_heads} does not divide block_out_channels.")
     return {
         "sample_size": config.sample_size,

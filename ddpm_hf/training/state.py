@@ -76,6 +76,12 @@ class TrainState:
     def step(self) -> int:
         return self.progress.step
 
+    @property
+    def ema_decay(self) -> float:
+        """The first average's decay at its last step."""
+        average = next(iter(self.averages.values()))
+        return average.get_decay(average.optimization_step)
+
     def average_step(self):
         """Let the averages follow the weights."""
         for average in self.averages.values():
@@ -177,12 +183,14 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    shapes = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state.items():
-        if index >= len(shapes) or tuple(values["exp_avg"].shape) != shapes[index]:
+        if index >= len(parameters) or values["exp_avg"].shape != parameters[index].shape:
             raise ValueError("the optimizer's state is that of another network")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name in ("exp_avg", "exp_avg_sq"):
+            # with the weights' own strides, channels_last: the fused kernel walks through memory, not through indices
+            values[name] = torch.empty_like(parameters[index]).copy_(values[name])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -17,9 +17,9 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcas
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainConfig
-from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
+from ddpm_hf.data import Source, mixed_seed, open_data
 from ddpm_hf.devices import best_device, bf16_is_faster
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.figures import make_grid
 from ddpm_hf.hub import checkpoints_of, export_pipeline
 from ddpm_hf.report import write_report
@@ -156,6 +156,8 @@ class Trainer:
         }
         if not config.streaming:
             return open_data(sources, **options)
+        from ddpm_hf.data import open_stream
+
         return open_stream(
             sources[0],
             shuffle_buffer_size=config.shuffle_buffer_size,
@@ -481,7 +483,7 @@ class Trainer:
             "grad_norm": progress.norm_sum / count if count else None,
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": round(progress.logged_steps * batch / max(progress.seconds, 1e-9), 2),
-            "ema_decay": next(iter(state.averages.values())).cur_decay_value,
+            "ema_decay": state.ema_decay,
             "skipped_steps": progress.skipped_steps,
         }
 
@@ -543,7 +545,11 @@ class Trainer:
     def _report(self):
         if self._is_main:
             self._count_wall_time()
-            write_report(self.folder, self._facts())
+            defaults = TrainConfig.model_construct().model_dump(mode="json")
+            try:
+                write_report(self.folder, self._facts(), defaults=defaults)
+            except Exception as error:  # a run of days does not fail for its last picture
+                self.accelerator.print(f"warning: the report could not be written: {one_line(error)}")
 
     def _facts(self) -> dict[str, str]:
         """What the report says of the run besides its settings and metrics."""

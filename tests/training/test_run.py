@@ -1,0 +1,174 @@
+"""A run from its start to its export: what it writes, how it averages, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+import yaml
+from tiny_runs import TINY, metrics, tiny_run, tiny_trainer
+
+from ddpm_hf.config import TrainConfig
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import load_pipeline
+
+
+def test_a_run_writes_what_it_promises(tmp_path, real_report):
+    run = tmp_path / "run"
+    trainer = tiny_run(run)
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "checkpoints", "metrics.jsonl", "samples", "pipeline", "loss.png", "report.html"}
+    assert not [name for name in names if name.startswith(".")]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-8", "step-12"}
+    assert {path.name for path in (run / "samples").iterdir()} == {"step-0000006.png", "step-0000012.png"}
+    saved = set(yaml.safe_load((run / "config.yaml").read_text()))
+    assert saved == set(TrainConfig.model_fields) - {"resume", "dry_run"}
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert lines[-1]["images_seen"] == 96
+    assert {"loss", "lr", "images_per_second", "epoch", "grad_norm", "skipped_steps"} <= set(lines[0])
+    assert ["validation_loss" in line for line in lines] == [False, True, False, True]
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+    exported = load_pipeline(run)
+    (average,) = trainer.state.averages.values()
+    averaged = dict(zip((name for name, _ in trainer.state.unet.named_parameters()), average.shadow_params))
+    assert all(torch.equal(parameter, averaged[name]) for name, parameter in exported.unet.named_parameters())
+    raw = dict(trainer.state.unet.named_parameters())
+    assert not torch.equal(exported.unet.out_conv.weight, raw["out_conv.weight"])
+    assert exported.config.id2label["8"] == "Bag"
+    image = exported(1, 3, num_inference_steps=2, seed=0).images[0]
+    assert (image.mode, image.size) == ("L", (28, 28))
+
+
+def test_the_averages_are_the_recurrence(tmp_path):
+    """e <- d e + (1 - d) w with d = min(1 - (1 + step)^-power, max), written out, for two maxima at once."""
+    trainer = tiny_trainer(tmp_path, ema_power=0.6, ema_max_decay=[0.9999, 0.5])
+    names = [name for name, _ in trainer.state.unet.named_parameters()]
+    parameter = dict(trainer.state.unet.named_parameters())["out_conv.weight"]
+    expected = {"0.9999": parameter.detach().clone(), "0.5": parameter.detach().clone()}
+    for step in range(5):
+        trainer.train_step()
+        for name in expected:
+            decay = min(1 - (1 + step) ** -0.6, float(name))
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+    index = names.index("out_conv.weight")
+    for name, average in trainer.state.averages.items():
+        assert (average.shadow_params[index] - expected[name]).abs().max() < 1e-6
+    assert (expected["0.9999"] - expected["0.5"]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradient_is_the_batchs(tmp_path, parts):
+    """Noise and timesteps belong to the images of a batch, so its parts' gradients add up to that of the whole."""
+    steps = []
+    for count in (1, parts):
+        settings = {"gradient_accumulation_steps": count, "mixed_precision": "no", "max_grad_norm": 1e9}
+        trainer = tiny_trainer(tmp_path / str(count), **settings)
+        gradients = []
+        trainer.state.optimizer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, into=gradients: into.extend(
+                p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            )
+        )
+        trainer.train_step()
+        steps.append((trainer.state.progress.loss_sum, gradients))
+    (loss, whole), (parts_loss, added) = steps
+    assert parts_loss == pytest.approx(loss, rel=1e-4)
+    assert max((a - b).abs().max() for a, b in zip(whole, added, strict=True)) < 1e-5
+
+
+def test_a_finished_run_is_only_exported_again(tmp_path):
+    tiny_run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    tiny_run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_out_channels": [64]},
+        {"norm_num_groups": 7},
+        {"attention_levels": [9]},
+        {"time_embed_dim": 7},
+        {"block_out_channels": [0, 8]},
+        {"num_attention_heads": 3, "attention_levels": [0]},
+        {"train_batch_size": 9, "gradient_accumulation_steps": 2},
+        {"mixed_precision": "fp16"},
+        {"report_to": "wandb"},
+        {"model": "unet2d", "class_conditional": False, "attention_levels": [9]},
+        {"model": "unet2d", "class_conditional": False, "norm_num_groups": 7},
+        {"model": "unet2d", "class_conditional": False, "attention_levels": [0], "num_attention_heads": 3},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_leave_nothing_behind(tmp_path, settings):
+    with pytest.raises(UserError) as error:
+        tiny_run(tmp_path / "run", **settings)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- steps that must not be taken
+
+
+def poison(trainer, steps: set[int], value: float):
+    """Multiply the loss of some steps."""
+    whole = trainer._loss
+
+    def loss(*arguments):
+        loss, error = whole(*arguments)
+        factor = value if trainer.state.step in steps else 1.0
+        return loss * factor, error * factor
+
+    trainer._loss = loss
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e4])
+def test_a_step_that_explodes_is_skipped_and_counted(tmp_path, value):
+    trainer = tiny_trainer(tmp_path)
+    poison(trainer, {7, 8}, value)
+    trainer.train()
+    lines = metrics(tmp_path)
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 2, 2]
+    assert all(math.isfinite(line["loss"]) and line["loss"] < 10 for line in lines)
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.state.unet.parameters())
+    (average,) = trainer.state.averages.values()
+    assert average.optimization_step == 10
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    for _ in range(3):
+        trainer.train_step()
+    before = {name: tensor.clone() for name, tensor in trainer.state.unet.state_dict().items()}
+    (average,) = trainer.state.averages.values()
+    shadow = [tensor.clone() for tensor in average.shadow_params]
+    poison(trainer, {3}, math.nan)
+    trainer.train_step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state.unet.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(average.shadow_params, shadow))
+    assert (trainer.state.step, trainer.state.progress.skipped_steps) == (4, 1)
+
+
+def test_a_loss_that_stays_bad_ends_the_run_and_keeps_the_last_good_state(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_bad_steps=3)
+    poison(trainer, set(range(6, 12)), math.nan)
+    with pytest.raises(UserError, match=r"for 4 steps in a row .*last good state is .*step-4; go on with a lower"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]  # none of step 8
+    resumed = tiny_run(tmp_path, max_bad_steps=3)
+    assert (resumed.state.step, resumed.state.progress.skipped_steps) == (12, 0)
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_bad_steps=0)
+    poison(trainer, {1}, math.inf)
+    with pytest.raises(UserError, match=r"no checkpoint yet; start with a lower learning_rate than 0\.001\."):
+        trainer.train()
+
+
+def test_tiny_is_what_the_tests_think(tmp_path):
+    """The intervals of TINY fall on different steps, so that every order of events is met."""
+    assert TINY["max_train_steps"] % TINY["checkpointing_steps"] == 0
+    assert TINY["logging_steps"] != TINY["checkpointing_steps"] != TINY["validation_steps"]
