@@ -1,0 +1,245 @@
+"""Resuming: to the bit, from whole checkpoints only, and with the settings that the run began with."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tiny_runs import assert_same_weights, metrics, newest, tiny_run, untimed
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import load_pipeline
+from ddpm_hf.training.checkpoints import newest_whole, problem_of, rotate, write_checkpoint
+
+VARIANTS = [
+    {},
+    {"dropout": 0.1, "horizontal_flip": True},
+    {"gradient_accumulation_steps": 2, "ema_max_decay": [0.9999, 0.9]},
+    {"loss_type": "min_snr", "prediction_type": "v_prediction", "gradient_checkpointing": True},
+    {"model": "unet2d", "class_conditional": False},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_resuming_is_bit_equal_whatever_the_intervals(tmp_path, settings):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tiny_run(whole, **settings)
+    shutil.copytree(whole, broken)
+    # as if the process had died after step 8, in the middle of an epoch and between two lines of metrics
+    shutil.rmtree(broken / "checkpoints" / "step-12")
+    shutil.rmtree(broken / "pipeline")
+    (broken / "samples" / "step-0000012.png").unlink()
+    tiny_run(broken, **settings, checkpointing_steps=3, num_samples=4)
+    assert_same_weights(whole, broken)
+    assert untimed(metrics(whole)) == untimed(metrics(broken))
+    grids = [(run / "samples" / "step-0000012.png").read_bytes() for run in (whole, broken)]
+    assert grids[0] == grids[1]
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"max_images": 59}, {"seed": 1}, {"train_batch_size": 4}])
+def test_resuming_with_other_settings_is_refused(tmp_path, change):
+    tiny_run(tmp_path, max_train_steps=4)
+    name, value = next(iter(change.items()))
+    with pytest.raises(UserError, match=rf"holds a run with {name}=.*, not {value}\. Use the same .*--resume force"):
+        tiny_run(tmp_path, max_train_steps=4, **change)
+
+
+def test_all_differences_are_shown_and_force_goes_on(tmp_path, capsys):
+    tiny_run(tmp_path, max_train_steps=4)
+    with pytest.raises(UserError, match=r"max_train_steps=4, not 8; learning_rate=0\.001, not 0\.0005"):
+        tiny_run(tmp_path, max_train_steps=8, learning_rate=5e-4)
+    trainer = tiny_run(tmp_path, max_train_steps=8, learning_rate=5e-4, resume="force")
+    assert "resuming with changed settings" in capsys.readouterr().out
+    assert trainer.state.step == 8
+    assert metrics(tmp_path)[-1]["step"] == 8
+    tiny_run(tmp_path, max_train_steps=8, learning_rate=5e-4)  # these are the run's settings now
+
+
+def test_force_cannot_make_another_network_of_it(tmp_path):
+    tiny_run(tmp_path, max_train_steps=4)
+    with pytest.raises(UserError, match="step-4 does not fit this run") as error:
+        tiny_run(tmp_path, max_train_steps=4, block_out_channels=[16, 16], resume="force")
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_that_changed_is_noticed(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / f"{i}.png")
+    settings = {"dataset": str(tmp_path / "images"), "class_conditional": False, "max_train_steps": 4}
+    settings |= {"sample_size": 8, "max_images": None}
+    tiny_run(tmp_path / "run", **settings)
+    Image.new("L", (8, 8), 255).save(tmp_path / "images" / "3.png")
+    with pytest.raises(UserError, match="the data set has changed since; --resume force"):
+        tiny_run(tmp_path / "run", **settings)
+    tiny_run(tmp_path / "run", **settings, resume="force")
+
+
+# ---- damage
+
+DAMAGES = [
+    (lambda folder: (folder / "state.json").unlink(), "state.json is missing"),
+    (lambda folder: (folder / "unet.safetensors").write_bytes(b"x" * 50), "unet.safetensors has 50 bytes, not"),
+    (lambda folder: flip_a_bit(folder / "optimizer.safetensors"), "optimizer.safetensors is not what was written"),
+    (lambda folder: flip_a_bit(folder / "pipeline" / "model_index.json"), "model_index.json is not what was written"),
+    (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read: No such file"),
+    (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is not a manifest"),
+    (lambda folder: (folder / "manifest.json").write_text('{"a": 1}'), "a is missing"),
+    (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json is not a manifest"),
+]
+
+
+def flip_a_bit(path: Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[message for _, message in DAMAGES])
+def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(tmp_path, capsys, damage, message):
+    tiny_run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "step-12")
+    tiny_run(tmp_path / "run")
+    output = capsys.readouterr().out
+    assert "step-12 is damaged: " in output
+    assert message in output
+    assert "step-8 is the newest whole one and is used" in output
+    assert "resuming at step 8" in output
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert problem_of(newest(tmp_path / "run")) is None
+
+
+def test_without_a_whole_checkpoint_nothing_is_lost(tmp_path):
+    tiny_run(tmp_path, max_train_steps=4)
+    flip_a_bit(tmp_path / "checkpoints" / "step-4" / "unet.safetensors")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"not what was written, and there is no whole one; another"):
+        tiny_run(tmp_path, max_train_steps=4)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda run: (run / "config.yaml").unlink(), lambda run: (run / "config.yaml").write_text("[1")]
+)
+def test_a_run_without_its_settings_is_one_line(tmp_path, damage):
+    tiny_run(tmp_path, max_train_steps=4)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"no readable config\.yaml"):
+        tiny_run(tmp_path, max_train_steps=4)
+
+
+def test_what_is_not_a_checkpoint_is_left_alone(tmp_path):
+    tiny_run(tmp_path, max_train_steps=4)
+    (tmp_path / "checkpoints" / "step-backup").mkdir()
+    (tmp_path / "metrics.jsonl").write_text('{}\n{"step": 3}\n{"ste')
+    tiny_run(tmp_path, max_train_steps=4)
+    assert (tmp_path / "checkpoints" / "step-backup").exists()
+    assert load_pipeline(tmp_path / "checkpoints" / "..").num_classes == 10
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-12.partial").mkdir()
+    rotate(tmp_path, 2, best_step=4)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-4", "step-8"]
+
+
+def test_a_run_keeps_its_best_checkpoint(tmp_path, monkeypatch):
+    """With a validation loss that is lowest in the middle, that step outlives the rotation."""
+    from ddpm_hf.training.validation import Validation
+
+    losses = iter([0.5, 0.2, 0.3, 0.4, 0.6, 0.7])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: (next(losses), [None] * 10))
+    tiny_run(tmp_path, checkpointing_steps=2, validation_steps=2, checkpoints_total_limit=1)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-4", "step-12"}
+
+
+# ---- dying while a checkpoint is written
+
+
+def _die_after(operations: int):
+    """From now on, the process kills itself at its n-th operation on the file system."""
+    left = operations
+
+    def counted(function):
+        def call(*arguments, **keywords):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "open"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def _write_in_a_child(folder: Path, content: str, operations: int) -> int:
+    """Write a checkpoint of three files in a forked process; its exit status, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        _die_after(operations)
+
+        def write(partial: Path):
+            (partial / "deep").mkdir()
+            for name in ("a", "deep/b", "c"):
+                (partial / name).write_text(content)
+
+        write_checkpoint(folder, write)
+        rotate(folder.parent.parent, 1, None)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_only(tmp_path):
+    """Step 1 is there; step 2 is written by a process that dies at its 0th, 1st, 2nd, ... operation."""
+    for operations in range(200):
+        run = tmp_path / str(operations)
+        assert _write_in_a_child(run / "checkpoints" / "step-1", "old", 10**6) == 0
+        status = _write_in_a_child(run / "checkpoints" / "step-2", "new", operations)
+        newest_one, complaints = newest_whole(run)
+        assert complaints == []
+        assert (newest_one / "deep" / "b").read_text() == {"step-1": "old", "step-2": "new"}[newest_one.name]
+        assert _write_in_a_child(run / "checkpoints" / "step-3", "newer", 10**6) == 0
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
+        if status == 0:
+            break
+    assert 15 < operations < 199  # it died at each of them, and then no more
+
+
+def test_a_manifest_knows_every_file(tmp_path):
+    tiny_run(tmp_path, max_train_steps=4)
+    folder = newest(tmp_path)
+    listed = set(json.loads((folder / "manifest.json").read_text()))
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert listed == present - {"manifest.json"}
+
+
+@pytest.mark.parametrize("reason", ["ENOSPC", "EACCES"])
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_last_is_intact(tmp_path, monkeypatch, reason):
+    import errno
+
+    import ddpm_hf.training.state as state
+
+    written = state.save_file
+
+    def save_file(tensors, path):
+        if "step-8" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(getattr(errno, reason), os.strerror(getattr(errno, reason)))
+        written(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", save_file)
+    with pytest.raises(UserError, match=r"step-8 could not be written: .*; the newest whole one is step-4.*goes on"):
+        tiny_run(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
+    assert problem_of(tmp_path / "checkpoints" / "step-4") is None
+    monkeypatch.undo()
+    assert tiny_run(tmp_path).state.step == 12

@@ -1,0 +1,96 @@
+"""SIGTERM and SIGINT: at any moment, on any rank, nothing is lost."""
+
+import os
+import signal
+
+import pytest
+from accelerate.state import AcceleratorState
+from tiny_runs import assert_same_weights, metrics, tiny_run, untimed
+
+from ddpm_hf.stopping import StopRequested, StopSignal
+
+
+class StopAt(StopSignal):
+    """Asks for a stop at the n-th check, wherever in the run that falls."""
+
+    def __init__(self, check: int):
+        super().__init__()
+        self.left = check
+
+    def agreed(self) -> bool:
+        self.left -= 1
+        self.reason = "SIGTERM" if self.left < 0 else None
+        return self.left < 0
+
+
+def test_a_stop_at_any_check_is_resumed_to_the_bit(tmp_path, capsys):
+    """Checks lie between steps, in the validation and in the sampling; a run is ended at ever later ones of them."""
+    folder = tmp_path / "whole"
+    stop = StopAt(10**6)
+    tiny_run(folder, stop)
+    checks = 10**6 - stop.left
+    run, stops = tmp_path / "run", 0
+    where = set()
+    while True:
+        AcceleratorState._reset_state(True)
+        trainer = tiny_run(run, StopAt(3 + 4 * stops))
+        if trainer.state.step == 12 and (run / "pipeline").exists():
+            break
+        stops += 1
+        where.add(trainer.state.step)
+        output = capsys.readouterr().out
+        assert f"stopped at step {trainer.state.step} of 12 (SIGTERM); the state is saved in" in output
+        assert (run / "checkpoints" / f"step-{trainer.state.step}" / "manifest.json").exists()
+    assert checks > 50
+    assert stops >= 5
+    assert len(where) >= 3
+    assert_same_weights(folder, run)
+    assert untimed(metrics(folder)) == untimed(metrics(run))
+    for grid in (folder / "samples").iterdir():
+        assert grid.read_bytes() == (run / "samples" / grid.name).read_bytes()
+
+
+def test_signals_raise_before_the_work_begins_and_are_noted_after():
+    with StopSignal() as stop, pytest.raises(StopRequested):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with StopSignal() as stop:
+        stop.begin()
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed()
+        assert stop.reason == "SIGINT"
+        with pytest.raises(StopRequested):
+            stop.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_at_once_but_not_its_echo(monkeypatch):
+    import ddpm_hf.stopping as stopping
+
+    now = 100.0
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
+    with StopSignal() as stop:
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        now += 0.5
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed()
+        now += 10
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_whose_launcher_died_stops(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    stop = StopSignal()
+    stop.begin()
+    assert not stop.agreed()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.agreed()
+    assert stop.reason == "its launcher ended"
+    monkeypatch.undo()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    alone = StopSignal()
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # nohup, or a closed shell
+    assert not alone.agreed()
