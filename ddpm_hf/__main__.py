@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a model as a folder that loads with diffusers alone")
     export.add_argument("model", help="output_dir of a training run, folder of a pipeline, or Hub id")
     export.add_argument("--output", required=True, help="folder of the pipeline")
+    export.add_argument("--weights", help="of a run: raw, or the decay of one of its averages (default its first)")
     export.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
     export.set_defaults(run=_export)
 
@@ -132,9 +133,15 @@ def _report(arguments):
 def _export(arguments):
     import torch
 
-    from ddpm_hf.hub import export_pipeline, load_pipeline
+    from ddpm_hf.hub import as_stock, export_pipeline, load_pipeline
 
-    export_pipeline(arguments.output, load_pipeline(arguments.model), dtype=torch.float16 if arguments.half else None)
+    if arguments.weights is None:
+        pipeline = load_pipeline(arguments.model)
+    else:
+        from ddpm_hf.training import load_weights_of
+
+        pipeline = load_weights_of(arguments.model, arguments.weights)
+    export_pipeline(arguments.output, as_stock(pipeline), dtype=torch.float16 if arguments.half else None)
     print(f"wrote {arguments.output}")
 
 

@@ -62,6 +62,18 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
     return folder
 
 
+def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
+    """diffusers' own DDPMPipeline, which loads without any code of ours, where network and scheduler are stock.
+
+    A pipeline with settings of its own, such as class names or an output size, stays as it is.
+    """
+    components = (type(pipeline.unet).__name__, type(pipeline.scheduler).__name__)
+    own = any(pipeline.config.get(name) is not None for name in PIPELINE_OPTIONS)
+    if own or components != ("UNet2DModel", "DDPMScheduler") or pipeline.num_classes is not None:
+        return pipeline
+    return diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
+
+
 def _is_replaceable(folder: Path) -> bool:
     """Whether ``folder`` is empty, or an exported pipeline that is not a checkout."""
     if not folder.is_dir():

@@ -23,12 +23,14 @@ ALLOWED = {
     "sampling": {"errors", "figures", "pipeline", "samplers"},
     "report": {"errors", "figures", "files"},
     "training": {
-        *("config", "data", "devices", "errors", "figures", "files", "hub", "report", "samplers", "stopping", "training"),
-        *UPLOADED,
+        *("config", "data", "devices", "errors", "figures", "files", "hub", "report", "samplers", "stopping"),
+        *("training", *UPLOADED),
     },
     "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
     "__init__": {"config", "errors", "hub", *UPLOADED},
-    "__main__": {"config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling"},
+    "__main__": {
+        *("config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling", "training"),
+    },
 }
 
 

@@ -5,6 +5,7 @@ from ddpm_hf.training.parts import build_pipeline, build_scheduler, build_unet, 
 from ddpm_hf.training.plan import print_plan
 from ddpm_hf.training.state import Progress, TrainState
 from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.weights import load_weights_of
 
 __all__ = [
     "Draw",
@@ -17,6 +18,7 @@ __all__ = [
     "diffusion_loss",
     "exported_pipeline",
     "learning_rate_at",
+    "load_weights_of",
     "min_snr_weight",
     "print_plan",
     "squared_error",

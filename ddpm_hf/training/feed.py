@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from ddpm_hf.data import ImageData, ImageOrder
+from ddpm_hf.data import ImageData, ImageOrder, ImageStream
 
 Batch = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -46,7 +46,7 @@ class ArrayFeed:
 class StreamFeed:
     """Images of a stream, one after the other; where it is has to be remembered."""
 
-    def __init__(self, stream, count: int):
+    def __init__(self, stream: ImageStream, count: int):
         self.stream, self.count = stream, count
 
     def batch(self, step: int) -> Batch:

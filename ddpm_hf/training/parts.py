@@ -123,6 +123,7 @@ def build_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> MyDDPMPi
         id2label=None if names is None else {str(i): name for i, name in enumerate(names)},
         output_height=data.output_size[0],
         output_width=data.output_size[1],
+        output_resize=data.output_resize or None,
     )
 
 

@@ -166,7 +166,7 @@ def average_file(checkpoint: Path, decay: str, saved: dict) -> Path:
     """
     decays = saved["ema_max_decays"]
     if decay not in decays:
-        raise ValueError(f"it has averages of decay {', '.join(decays)}, not {decay}")
+        raise ValueError(f"its averages are of decay {', '.join(decays)}")
     if decay == decays[0]:
         return checkpoint / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     return checkpoint / f"ema-{decay}.safetensors"

@@ -17,7 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcas
 from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainConfig
-from ddpm_hf.data import Source, mixed_seed, open_data
+from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
 from ddpm_hf.devices import best_device, bf16_is_faster
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.figures import make_grid
@@ -156,8 +156,6 @@ class Trainer:
         }
         if not config.streaming:
             return open_data(sources, **options)
-        from ddpm_hf.data import open_stream
-
         return open_stream(
             sources[0],
             shuffle_buffer_size=config.shuffle_buffer_size,

@@ -1,0 +1,193 @@
+"""Every method is a setting that trains, and what it makes can be loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import DATA, assert_same_weights, metrics, newest, tiny_run, tiny_trainer
+
+from ddpm_hf.__main__ import main as command
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import load_pipeline
+from ddpm_hf.training import load_weights_of
+
+METHODS = [
+    {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    {"prediction_type": "sample"},
+    {"loss_type": "weighted"},
+    {"loss_type": "weighted", "variance_type": "fixed_small"},
+    {"lr_scheduler": "linear", "adam_weight_decay": 0.1},
+    {"lr_scheduler": "constant", "ema_max_decay": 0.0},
+    {"mixed_precision": "bf16"},
+    {"mixed_precision": "no"},
+    {"class_conditional": False, "horizontal_flip": True},
+    {"class_dropout_prob": 1.0},
+    {"resize": "area"},
+    {"resize": "crop", "image_mode": "RGB"},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=str)
+def test_a_run_with_it_learns_and_loads(tmp_path, settings):
+    tiny_run(tmp_path, max_train_steps=30, learning_rate=4e-3, residual=True, **settings)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert losses[-1] < losses[0]
+    pipeline = load_pipeline(tmp_path)
+    image = pipeline(1, num_inference_steps=2, seed=0).images[0]
+    assert image.mode == settings.get("image_mode", "L")
+    assert image.size == ((32, 32) if settings.get("resize") == "crop" else (28, 28))
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    for value in (False, True):
+        tiny_run(tmp_path / str(value), gradient_checkpointing=value, dropout=0.1)
+    assert_same_weights(tmp_path / "False", tmp_path / "True")
+
+
+def test_no_average_means_the_weights_themselves(tmp_path):
+    trainer = tiny_run(tmp_path, ema_max_decay=0.0)
+    exported = load_pipeline(tmp_path).unet.state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in trainer.state.unet.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path):
+    for mode in ("no", "default"):
+        tiny_run(tmp_path / mode, torch_compile=mode, mixed_precision="no", max_train_steps=6)
+    plain, compiled = (metrics(tmp_path / mode)[-1]["loss"] for mode in ("no", "default"))
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    names = list(load_file(newest(tmp_path / "default") / "unet.safetensors"))
+    assert not [name for name in names if "_orig_mod" in name]
+    load_pipeline(tmp_path / "default")
+
+
+# ---- averages
+
+
+def test_every_average_can_be_exported(tmp_path, capsys):
+    trainer = tiny_run(tmp_path / "run", ema_max_decay=[0.999, 0.5])
+    names = [name for name, _ in trainer.state.unet.named_parameters()]
+    for weights in ("0.999", "0.5", "raw"):
+        output = str(tmp_path / weights)
+        assert command(["export", str(tmp_path / "run"), "--weights", weights, "--output", output]) == 0
+        exported = load_pipeline(output).unet.state_dict()
+        if weights == "raw":
+            expected = trainer.state.unet.state_dict()
+        else:
+            expected = dict(zip(names, trainer.state.averages[weights].shadow_params))
+        assert all(torch.equal(exported[name], expected[name]) for name in names)
+    digests = {load_pipeline(tmp_path / name).unet.out_conv.weight.sum().item() for name in ("0.999", "0.5", "raw")}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [("0.9", "its averages are of decay 0.999, 0.5, besides 'raw'"), ("x", "has no weights 'x'")],
+)
+def test_an_average_that_is_not_there(tmp_path, weights, message):
+    tiny_run(tmp_path, ema_max_decay=[0.999, 0.5], max_train_steps=4)
+    with pytest.raises(UserError, match=message):
+        load_weights_of(tmp_path, weights)
+    with pytest.raises(UserError, match="is not the output_dir of a run"):
+        load_weights_of(tmp_path / "samples", weights)
+
+
+# ---- diffusers' own network
+
+STOCK = {"model": "unet2d", "class_conditional": False, "layers_per_block": 1, "attention_levels": [1]}
+STOCK |= {"num_attention_heads": 2}
+
+
+def test_a_stock_run_loads_in_plain_diffusers(tmp_path):
+    """No remote code, no ddpm_hf, no python file in the repository: only diffusers, in a clean process."""
+    trainer = tiny_run(tmp_path, **STOCK)
+    assert type(trainer.state.unet).__name__ == "UNet2DModel"
+    pipeline = tmp_path / "pipeline"
+    assert not list(pipeline.rglob("*.py"))
+    script = (
+        "import sys\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({str(pipeline)!r})\n"
+        "assert type(pipeline).__module__.startswith('diffusers.'), type(pipeline)\n"
+        "assert 'ddpm_hf' not in sys.modules\n"
+        "image = pipeline(batch_size=1, num_inference_steps=2).images[0]\n"
+        "print(type(pipeline.unet).__name__, type(pipeline.scheduler).__name__, image.size)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[0] == "UNet2DModel DDPMScheduler (32, 32)"
+    ours = load_pipeline(tmp_path)
+    assert ours(1, num_inference_steps=2, seed=0).images[0].size == (32, 32)
+
+
+def test_a_stock_run_is_exported_as_a_stock_pipeline(tmp_path):
+    tiny_run(tmp_path / "run", **STOCK, max_train_steps=4)
+    assert command(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--half"]) == 0
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["_class_name"] == "DDPMPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    assert not list((tmp_path / "out").rglob("*.py"))
+
+
+def test_a_stock_network_has_attention_where_asked(tmp_path):
+    unet = tiny_trainer(tmp_path, **STOCK).state.unet
+    assert list(unet.config.down_block_types) == ["DownBlock2D", "AttnDownBlock2D"]
+    assert list(unet.config.up_block_types) == ["AttnUpBlock2D", "UpBlock2D"]
+    assert unet.down_blocks[1].attentions[0].heads == 2
+
+
+# ---- several data sets, and streams
+
+
+def test_gray_and_color_sets_are_mixed(tmp_path):
+    (tmp_path / "color").mkdir()
+    for i in range(30):
+        Image.new("RGB", (40, 40), (8 * i, 20, 100)).save(tmp_path / "color" / f"{i}.png")
+    sources = [{"dataset": DATA, "weight": 1}, {"dataset": str(tmp_path / "color"), "weight": 3, "name": "flat"}]
+    trainer = tiny_run(tmp_path / "run", dataset=None, datasets=sources, max_images=60)
+    assert (trainer.data.num_channels, trainer.data.num_classes) == (3, 11)
+    counts = {0: 0, 1: 0}
+    for step in range(30):
+        for index in trainer.feed.share_of(step):
+            counts[int(index >= trainer.data.sizes[0])] += 1
+    assert counts[1] / (counts[0] + counts[1]) == pytest.approx(0.75, abs=0.02)
+    pipeline = load_pipeline(tmp_path / "run")
+    assert pipeline.config.id2label["10"] == "flat"
+    assert pipeline.config.id2label["8"] == "Bag"
+    assert pipeline(1, 10, num_inference_steps=2, seed=0).images[0].mode == "RGB"
+
+
+def test_a_streamed_run_resumes_to_the_bit(tmp_path):
+    import shutil
+
+    settings = {"streaming": True, "shuffle_buffer_size": 16}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    trainer = tiny_run(whole, **settings)
+    assert json.loads((newest(whole) / "state.json").read_text())["streams"] == [trainer.feed.state()]
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "step-12")
+    shutil.rmtree(broken / "pipeline")
+    tiny_run(broken, **settings)
+    assert_same_weights(whole, broken)
+
+
+def test_the_data_side_of_a_run_is_reported(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(30):
+        Image.new("L", (8, 8), 8 * i).save(tmp_path / "images" / f"{i:02}.png")
+    (tmp_path / "images" / "07.png").write_bytes(b"not a picture")
+    settings = {"dataset": str(tmp_path / "images"), "class_conditional": False, "sample_size": 8}
+    with pytest.raises(UserError, match=r"row 7 .*07\.png"):
+        tiny_run(tmp_path / "run", **settings)
+    trainer = tiny_run(tmp_path / "run", **settings, on_bad_image="skip")
+    assert "1 bad images skipped" in capsys.readouterr().out
+    assert "07.png" in trainer._facts()["Bad images skipped"]
+
+
+def test_the_repository_has_what_the_tests_train_on():
+    assert (ROOT / "data" / "fashion_mnist_tiny.parquet").exists()

@@ -1,0 +1,224 @@
+"""The command in processes of its own: kills, signals, two ranks, a full disk, mistakes."""
+
+import ast
+import json
+import re
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import ROOT
+from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, newest, train_command, untimed
+
+from benchmarks.kill_resume import kill, launch, survive
+from ddpm_hf.training.checkpoints import newest_whole, problem_of
+
+TWO_RANKS = [*SMOKE, "--max_train_steps", "12", "--checkpointing_steps", "4", "--sample_steps", "6"]
+TWO_RANKS += ["--validation_steps", "4", "--gradient_accumulation_steps", "2"]
+
+
+def wait_for(condition, process, seconds: float = 120):
+    """Wait until ``condition()``, and fail if the process ends or the time is over before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finish(process, seconds: float = 200) -> str:
+    """The output of a process that ends well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(tmp_path):
+    """Each leaves a checkpoint equal to that of the uninterrupted run; so does the end, down to metrics and grids."""
+    lines = []
+    assert survive(tmp_path, kills=10, seed=1, start=launch, say=lines.append) == 10, lines
+    assert any("writing a checkpoint" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_resumed(tmp_path):
+    """Two ranks over gloo, with accumulation, averages and a kill in the middle of an epoch."""
+
+    def start(folder: Path):
+        return train_command(*TWO_RANKS, "--output_dir", str(folder), launcher=TORCHRUN, ACCELERATE_USE_CPU="1")
+
+    assert "2 process(es)" in finish(start(tmp_path / "whole"))
+    process = start(tmp_path / "broken")
+    wait_for((tmp_path / "broken/checkpoints/step-4").exists, process)
+    kill(psutil.Process(process.pid))
+    process.communicate(timeout=60)
+    finish(start(tmp_path / "broken"))
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+def test_one_rank_and_two_are_the_same_run(tmp_path):
+    """The same images, noise, timesteps and grids; only sums round differently. One of two ranks may go on alone."""
+    arguments = [*TWO_RANKS, "--mixed_precision", "no"]
+    finish(train_command(*arguments, "--output_dir", str(tmp_path / "one")))
+    two = [*arguments, "--output_dir", str(tmp_path / "two")]
+    finish(train_command(*two, launcher=TORCHRUN, ACCELERATE_USE_CPU="1"))
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        if "validation_loss" in a:
+            assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-3)
+            assert b["validation_loss_by_timestep"] == pytest.approx(a["validation_loss_by_timestep"], rel=1e-2)
+    names = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("one", "two")]
+    assert names[0] == names[1]
+    (tmp_path / "two" / "checkpoints" / "step-12").rename(tmp_path / "gone")
+    assert "this run had 2 process(es) and has 1 now" in finish(train_command(*two))
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    arguments = [*SMOKE, "--max_train_steps", "100000", "--output_dir", str(tmp_path)]
+    process = train_command(*arguments)
+    wait_for((tmp_path / "metrics.jsonl").exists, process)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").stat().st_size, process)
+    process.send_signal(number)
+    start = time.monotonic()
+    output = finish(process, 30)
+    assert time.monotonic() - start < 30
+    step = int(re.search(rf"stopped at step ([\d,]+) of 100,000 \({number.name}\)", output)[1].replace(",", ""))
+    assert newest(tmp_path).name == f"step-{step}"
+    assert problem_of(newest(tmp_path)) is None
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path):
+    process = train_command(*SMOKE, "--output_dir", str(tmp_path / "run"))
+    time.sleep(1.0)  # it imports torch now
+    process.send_signal(signal.SIGTERM)
+    assert "stopped before the first step (SIGTERM)" in finish(process, 30)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["one rank", "launcher"])
+def test_all_ranks_stop_together(tmp_path, victim):
+    """SIGTERM to a single rank stops both; so does the death of their launcher, which nobody forwards."""
+    arguments = [*TWO_RANKS, "--max_train_steps", "100000", "--output_dir", str(tmp_path)]
+    process = train_command(*arguments, launcher=TORCHRUN, ACCELERATE_USE_CPU="1")
+    wait_for((tmp_path / "checkpoints" / "step-4").exists, process)
+    launcher = psutil.Process(process.pid)
+    ranks = [child for child in launcher.children(recursive=True) if "train.py" in " ".join(child.cmdline())]
+    assert len(ranks) == 2
+    if victim == "one rank":
+        ranks[1].send_signal(signal.SIGTERM)
+    else:
+        launcher.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode == 0) == (victim == "one rank"), output
+    assert "stopped at step" in output
+    checkpoint, complaints = newest_whole(tmp_path)
+    assert complaints == []
+    assert f"the state is saved in {checkpoint}" in output
+
+
+# ---- a disk that is full
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_intact(tmp_path):
+    """No file may grow beyond a limit that the weights pass, but the optimizer's state does not."""
+    import functools
+    import subprocess
+
+    whole = [*SMOKE, "--max_train_steps", "4", "--checkpointing_steps", "2", "--output_dir", str(tmp_path)]
+    finish(train_command(*whole, "--max_train_steps", "2"))
+    sizes = {path.name: path.stat().st_size for path in newest(tmp_path).iterdir()}
+    limit = (sizes["unet.safetensors"] + sizes["optimizer.safetensors"]) // 2
+    result = subprocess.run(
+        [sys.executable, "train.py", *whole, "--resume", "force"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "step-4 could not be written" in line
+    assert "the newest whole one is step-2" in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    assert problem_of(newest(tmp_path)) is None
+    assert "resuming at step 2" in finish(train_command(*whole, "--resume", "force"))
+
+
+# ---- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "error: unknown setting '--learning_rat'; did you mean 'learning_rate'?"),
+        (["--dataset", "nowhere/to/be/found"], "error: data set 'nowhere/to/be/found' does not exist"),
+        (
+            ["--train_batch_size", "9", "--gradient_accumulation_steps", "2"],
+            "error: train_batch_size=9 must be a multiple",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, message):
+    process = train_command(*SMOKE, "--output_dir", str(tmp_path / "run"), *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    (line,) = output.strip().splitlines()
+    assert line.startswith(message)
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_setting():
+    output = finish(train_command("--help"), 60)
+    assert "--ema_max_decay" in output
+    assert "largest decay of the weight average" in " ".join(output.split())
+
+
+def test_a_dry_run_prints_the_plan(tmp_path):
+    output = finish(train_command(*SMOKE, "--output_dir", str(tmp_path / "run"), "--dry_run"), 120)
+    assert "time to finish" in output
+    assert "903, 1 x 32 x 32, 10 classes" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_script_header_is_what_the_trainer_needs():
+    """PEP 723: the dependencies are lines of requirements.txt, and all that the trainer's modules import."""
+    text = (ROOT / "train.py").read_text()
+    block = re.search(r"^# /// script\n(.*?)^# ///$", text, re.M | re.S)[1]
+    header = "\n".join(line.removeprefix("#").removeprefix(" ") for line in block.splitlines())
+    lines = re.findall(r'^\s+"(.+)",$', header, re.M)
+    required = (ROOT / "requirements.txt").read_text().splitlines()
+    assert set(lines) <= set(required)
+    names = {re.split(r"[<>=]", line)[0] for line in lines}
+    imported = set()
+    for path in [*(ROOT / "ddpm_hf" / "training").glob("*.py"), *(ROOT / "ddpm_hf" / "data").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    known = {"PIL": "pillow", "yaml": "pyyaml"}
+    optional = {"trackio", "pyarrow", "filelock"}  # the last two come with datasets
+    needed = {known.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"ddpm_hf"} - optional}
+    assert needed <= names
+    assert json.loads(json.dumps(lines)) == lines

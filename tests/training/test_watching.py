@@ -1,0 +1,175 @@
+"""What one sees of a run: validation, pictures, trackers, the plan, the report."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import metrics, tiny_run, tiny_trainer
+
+from ddpm_hf.data import mixed_seed
+from ddpm_hf.training.plan import forward_gflop, plan
+from ddpm_hf.training.validation import BATCH, BUCKETS, Validation
+
+
+def nothing():
+    """A check that never stops."""
+
+
+# ---- validation
+
+
+def test_the_validation_loss_is_the_mean_over_pairs(tmp_path):
+    """Against the loop written out, in float32."""
+    trainer = tiny_trainer(tmp_path, mixed_precision="no", max_images=200)
+    unet, scheduler = trainer.state.averaged_unet(), trainer.scheduler
+    loss, means = trainer.validation(unet, True, nothing)
+    data, pairs = trainer.validation_data, trainer.validation.num_pairs
+    errors = []
+    for start in range(0, pairs, BATCH):
+        indices = np.arange(start, min(start + BATCH, pairs))
+        x0, labels = data.batch(indices % len(data))
+        seed = mixed_seed(trainer.config.seed, start // BATCH, len(indices))
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+        t = torch.from_numpy(trainer.validation.timesteps[indices])
+        with torch.no_grad():
+            prediction = unet(scheduler.add_noise(x0, noise, t), t, labels).sample
+        errors.append((prediction - noise).square().mean((1, 2, 3)))
+    errors = torch.cat(errors)
+    assert loss == pytest.approx(errors.mean().item(), rel=1e-5)
+    buckets = trainer.validation.timesteps * BUCKETS // len(scheduler)
+    assert means == pytest.approx([errors[buckets == i].mean().item() for i in range(BUCKETS)], rel=1e-5)
+
+
+@pytest.mark.parametrize(("images", "pairs"), [(500, 50), (1000, 50)])
+def test_timesteps_are_spread_evenly(tmp_path, images, pairs):
+    trainer = tiny_trainer(tmp_path, max_images=images, num_train_timesteps=1000)
+    timesteps = trainer.validation.timesteps
+    assert len(timesteps) == max(len(trainer.validation_data), pairs)
+    counts = np.bincount(timesteps * BUCKETS // 1000)
+    assert counts.min() == counts.max()
+    again = Validation(trainer.validation_data, trainer.scheduler, 0, trainer.accelerator)
+    assert np.array_equal(again.timesteps, timesteps)
+
+
+def test_the_validation_loss_falls_and_no_image_of_it_is_trained_on(tmp_path):
+    trainer = tiny_run(tmp_path, max_train_steps=40, learning_rate=3e-3, residual=True, max_images=None)
+    losses = [line["validation_loss"] for line in metrics(tmp_path) if "validation_loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    assert len(trainer.data) + len(trainer.validation_data) == 950
+
+
+def test_without_validation(tmp_path):
+    trainer = tiny_run(tmp_path, validation_split=None)
+    assert trainer.validation is None
+    assert len(trainer.data) == 60
+    assert not any("validation_loss" in line for line in metrics(tmp_path))
+
+
+# ---- pictures
+
+
+def test_grids_are_from_the_same_noise(tmp_path):
+    """At a learning rate of almost nothing, the pictures of two steps are the same."""
+    tiny_run(tmp_path, learning_rate=1e-12)
+    first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "samples").iterdir()))
+    assert np.abs(first.astype(int) - second).max() <= 1
+    assert first.std() > 20
+
+
+# ---- trackers
+
+
+def test_tensorboard_has_the_numbers_and_the_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_run(tmp_path, report_to="tensorboard")
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out*") if path.parent.name == "ddpm_hf"}
+    events = EventAccumulator(str(folder), size_guidance={"images": 10}).Reload()
+    seen = {event.step: event.value for event in events.Scalars("loss")}
+    assert seen == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path)}, rel=1e-5)
+    validations = [event.value for event in events.Scalars("validation_loss")]
+    assert validations == pytest.approx([line["validation_loss"] for line in metrics(tmp_path)[1::2]], rel=1e-5)
+    assert [event.step for event in events.Images("samples")] == [6, 12]
+    assert events.Images("samples")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_trackio_is_the_default_where_it_is_installed(tmp_path, monkeypatch):
+    import sqlite3
+
+    import trackio.utils
+
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
+    trainer = tiny_run(tmp_path / "run", report_to="auto")
+    assert trainer.trackers.names == ["trackio"]
+    from trackio.sqlite_storage import SQLiteStorage
+
+    path = SQLiteStorage.get_project_db_path("ddpm_hf")
+    rows = sqlite3.connect(path).execute("select run_name, step, metrics from metrics").fetchall()
+    mine = [row for row in rows if row[0].endswith("-".join(tmp_path.parts[-1:]) + "-run")]
+    assert {row[1] for row in mine} == {3, 6, 9, 12}
+    assert any("validation_loss" in str(row[2]) for row in mine)
+    assert any("trackio.image" in str(row[2]) for row in mine)
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    from accelerate.tracking import TensorBoardTracker
+
+    def broken(*_, **__):
+        raise RuntimeError("the tracker is gone")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", broken)
+    trainer = tiny_run(tmp_path, report_to="tensorboard")
+    assert trainer.state.step == 12
+    output = capsys.readouterr().out
+    assert output.count("warning: tensorboard failed and is left out: the tracker is gone") == 1
+
+
+# ---- the plan
+
+
+def test_the_plan_says_what_it_would_do_and_writes_nothing(tmp_path):
+    trainer = tiny_trainer(tmp_path / "run", max_images=None)
+    lines = dict(plan(trainer))
+    assert not (tmp_path / "run").exists()
+    assert lines["images"].startswith("903, 1 x 32 x 32, 10 classes (T-shirt/top, Trouser")
+    assert lines["network"] == f"MyUNet, {trainer.num_parameters:,} parameters"
+    assert lines["steps"] == "12 of 8 images"
+    assert float(lines["speed"].split()[0].replace(",", "")) > 1
+    assert lines["  checkpoints"] == f"{tmp_path / 'run' / 'checkpoints'}, every 4 steps"
+    assert set(lines) >= {
+        "data set",
+        "compute",
+        "time to finish",
+        "peak memory",
+        "  metrics",
+        "  pictures",
+        "  pipeline",
+    }
+
+
+def test_the_flops_of_a_convolution_are_counted(tmp_path):
+    """A network of one 3x3 convolution on 32x32: 2 * 9 * C_in * C_out * 32 * 32."""
+    trainer = tiny_trainer(tmp_path, class_conditional=False)
+
+    class OneConvolution(torch.nn.Conv2d):
+        device = torch.device("cpu")
+
+        def forward(self, x, timestep, labels):
+            return super().forward(x)
+
+    trainer.state.unet = OneConvolution(1, 7, 3, padding=1)
+    assert forward_gflop(trainer) == pytest.approx(2 * 9 * 7 * 32 * 32 / 1e9)
+
+
+# ---- the report
+
+
+def test_the_report_is_written_at_the_end(tmp_path, real_report):
+    tiny_run(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "57" in page
+    assert "step-0000012.png" in page
+    assert Image.open(tmp_path / "loss.png").width > 500
+    assert not math.isnan(metrics(tmp_path)[-1]["validation_loss"])
