@@ -44,7 +44,10 @@ class MappedImages:
         return self._count if self.rows is None else len(self.rows)
 
     def __getitem__(self, key) -> np.ndarray:
-        """A copy of the images that ``key`` (a number, a slice, or an array of numbers or truth values) chooses."""
+        """A copy of the images that ``key`` chooses: a number, a slice, or an array of numbers or truth values."""
+        if isinstance(key, tuple):
+            images = self[key[0]]
+            return images[(slice(None), *key[1:]) if images.ndim == self.ndim else key[1:]]
         if isinstance(key, slice):
             key = np.arange(*key.indices(len(self)))
         key = np.asarray(key)

@@ -33,7 +33,8 @@ class Fitting:
 class Rule:
     """What ``Fitting`` comes to for the images at hand.
 
-    way: "pad", "crop" or "area". shape: (height, width) that all images have, where they are padded.
+    way: "pad", "crop" or "area". shape: (height, width) that all images have, where they are padded, and, of a stream,
+    where they are averaged.
     follow: True for images that have to go with what others decided: another mode is converted, another size, unless
     padding was asked for, scaled and cropped to ``shape``.
     """

@@ -68,6 +68,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode == "LAB":
+            image = image.convert("RGB")  # Pillow knows no other way from there
         return image if image.mode == mode else image.convert(mode)
     except ValueError as error:
         raise BadImage(f"cannot be converted from {image.mode} to {mode}: {error}") from None

@@ -152,10 +152,10 @@ def _hub_builder(source: Source):
 
 def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callable]:
     """What opens each split of a file or folder, by its name."""
-    from datasets import Dataset, load_dataset, load_from_disk
+    from datasets import Dataset, load_from_disk
 
     def opener(kind: str, **files) -> Callable:
-        return lambda: load_dataset(kind, split="train", streaming=streaming, **files)
+        return lambda: _load_files(kind, split="train", streaming=streaming, **files)
 
     if path.is_file():
         return {"train": opener(_file_format(path), data_files=str(path))}
@@ -174,6 +174,17 @@ def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callab
     # all files of the folder, whatever the library would make of a "test" in their names
     files = {"train": "**"}
     return {name: opener("imagefolder", data_dir=str(folder), data_files=files) for name, folder in folders.items()}
+
+
+def _load_files(kind: str, **options):
+    """``load_dataset`` of local files, without the request over the network by which it counts downloads."""
+    from datasets import config, load_dataset
+
+    counting, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
+    try:
+        return load_dataset(kind, **options)
+    finally:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
 
 def _files_of_splits(files: list[str]) -> dict[str, list[str]]:

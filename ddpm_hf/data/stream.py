@@ -5,9 +5,11 @@ rank, block). Where it is, is four whole numbers: the block, the part and the ro
 images were given.
 """
 
+import atexit
 import hashlib
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +28,16 @@ from ddpm_hf.errors import UserError, one_line
 
 PROBED_IMAGES = 64
 HELD_OUT_EVERY = 20
+LONGEST_WAIT = 30  # seconds, for a connection that hangs when the program ends
+
+_STREAMS = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all():
+    """Arrow's threads end the process with an error when it goes away while they read."""
+    for stream in list(_STREAMS):
+        stream.close()
 
 
 class Position(NamedTuple):
@@ -205,6 +217,8 @@ class ImageStream:
         told = repr((source.config, source.revision, parts.split, parts.features, len(parts), parts.label_names))
         self.fingerprint = f"stream:{source.dataset}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         self._block, self._offset, self._coming, self._open = None, 0, None, None
+        self._reader, self._closed = None, False
+        _STREAMS.add(self)
 
     def next(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next images of this process, uint8 (count, C, S, S), and their labels int64 (count,) or None.
@@ -258,17 +272,27 @@ class ImageStream:
         self.skipped += self._block.skipped
         self._coming = self._start_reading(self._block.number + 1, self._block.end)
 
+    def close(self):
+        """Stop reading ahead, and wait until that has stopped."""
+        self._closed = True
+        if self._reader is not None:
+            self._reader.join(LONGEST_WAIT)
+        self._open = None
+
     def _start_reading(self, number: int, start: Position) -> Future:
-        """Read a block in the background. Nobody waits for the thread when the program ends."""
-        future = Future()
+        """Read a block in the background, after the one that is being read."""
+        future, before = Future(), self._reader
 
         def read():
+            if before is not None:
+                before.join()
             try:
                 future.set_result(self._read(number, start))
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=read, daemon=True).start()
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
         return future
 
     def _first(self) -> Position:
@@ -285,7 +309,9 @@ class ImageStream:
         labels = np.empty(size, np.int64)
         with ThreadPoolExecutor(num_threads()) as pool:
             while found < size:
-                rows = self._rows_from(position)
+                if self._closed:
+                    raise UserError(f"the stream of {self.parts.where} was closed.")
+                rows, self._open = self._rows_from(position), None  # open at no known position until all went well
                 items = list(itertools.islice(rows, min(size - found, ROWS_AT_ONCE)))
                 barren = 0 if items else barren + 1
                 if barren > len(self.parts):
@@ -391,7 +417,10 @@ def _rule(parts: Parts, fitting: Fitting) -> Rule:
     seen = [found for encoded in itertools.islice(rows, PROBED_IMAGES) if (found := header(*encoded))]
     if not seen:
         raise UserError(f"none of the first images of {parts.where} can be read.")
-    return replace(rule_of(seen, fitting), follow=True)
+    rule = rule_of(seen, fitting)
+    if rule.way == "area" and len({shape for _, shape in seen}) == 1:
+        rule = replace(rule, shape=seen[0][1])
+    return replace(rule, follow=True)
 
 
 def _held_out(parts: Parts, known: int | None, max_images: int | None, most: int) -> HeldOut:

@@ -1,34 +1,17 @@
-"""Reading images: every source gives the same arrays, padding is exact, the order is a function of the seed."""
+"""Sources: every layout gives the same arrays, padding is exact, and what is wrong with a data set is one line."""
 
 import gzip
-import struct
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from making import LABELS, NAMES, PIXELS, RNG, table, write_idx
 from PIL import Image
 
-from ddpm_hf.data import MappedImages, epoch_order, indices_of_step, load_images
+from ddpm_hf.data import load_images
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipeline import MyDDPMPipeline
-
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (6, 28, 28), dtype=np.uint8)
-LABELS = np.array([2, 0, 1, 2, 1, 0])
-NAMES = ["bag", "boot", "coat"]
-
-
-def write_idx(path, array):
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
-        file.write(struct.pack(">BBBB" + "I" * array.ndim, 0, 0, 8, array.ndim, *array.shape))
-        file.write(array.astype(np.uint8).tobytes())
-
-
-def table(**columns):
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
-    data = {"image": [Image.fromarray(pixels) for pixels in PIXELS], "label": LABELS}
-    return datasets.Dataset.from_dict(data | columns, features=datasets.Features(features))
 
 
 @pytest.fixture
@@ -126,30 +109,6 @@ def test_batches_are_in_minus_one_to_one(sources):
     assert labels.tolist() == [2, 2]
 
 
-def test_color_and_other_modes(tmp_path):
-    red = Image.new("RGB", (40, 20), (255, 0, 0))
-    variants = {
-        "a.png": red,
-        "b.png": red.convert("RGBA"),
-        "c.png": red.convert("P"),
-        "d.jpg": red.convert("CMYK"),
-        "e.png": Image.new("RGBA", (40, 20), (255, 0, 0, 0)),
-    }
-    for name, image in variants.items():
-        image.save(tmp_path / name)
-    data = load_images(str(tmp_path), sample_size=16)
-    assert (data.images.shape, data.output_size, data.labels) == ((5, 3, 16, 16), (16, 16), None)
-    for pixels in data.images[:4]:
-        assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 5
-    assert (data.images[4] == 255).all()  # what is transparent is white, not what happens to lie beneath
-
-
-def test_sixteen_bit_grayscale_keeps_its_range(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "a.png")
-    data = load_images(str(tmp_path), sample_size=8)
-    assert (data.images.min(), data.images.max(), data.num_channels) == (0, 255, 1)
-
-
 def test_large_images_are_scaled_and_cropped(tmp_path):
     wide = np.zeros((32, 64, 3), np.uint8)
     wide[:, 16:48] = 200  # the centre
@@ -157,14 +116,6 @@ def test_large_images_are_scaled_and_cropped(tmp_path):
     data = load_images(str(tmp_path), sample_size=16)
     assert np.abs(data.images[0].astype(int) - 200).max() < 60
     assert (data.images[0, :, :, 4:12] == 200).all()
-
-
-def test_what_does_not_fit_in_memory_goes_to_a_file(sources):
-    held, mapped = load_images(str(sources["idx"])), load_images(str(sources["idx"]), max_memory_gb=1e-9)
-    assert isinstance(mapped.images, MappedImages)
-    assert not isinstance(held.images, MappedImages)
-    assert np.array_equal(held.images, mapped.images)
-    assert torch.equal(mapped.batch(np.array([4]))[0], held.batch(np.array([4]))[0])
 
 
 # ---- what is wrong with a data set
@@ -193,17 +144,6 @@ def test_wrong_folders_are_one_clear_line(tmp_path, make, options, message):
     make(tmp_path / "data")
     with pytest.raises(UserError, match=message) as error:
         load_images(str(tmp_path / "data"), **options)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_a_corrupt_image_is_named_with_its_row(tmp_path, damage):
-    for i in range(3):
-        Image.fromarray(PIXELS[i]).save(tmp_path / f"{i}.png")
-    whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes({"cut": whole[: len(whole) // 2], "text": b"no picture", "empty": b""}[damage])
-    with pytest.raises(UserError, match=r"row 1 of data set .* \(1\.png\) is not a readable image") as error:
-        load_images(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -258,26 +198,12 @@ def test_gray_and_color_together_are_color(tmp_path):
     assert data.images[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 
 
-def test_images_of_one_pixel_are_refused(tmp_path):
-    Image.new("L", (1, 1)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="is 1x1 pixels; at least 2x2"):
-        load_images(str(tmp_path), sample_size=8)
-
-
 def test_auto_crops_where_sizes_differ(tmp_path):
     Image.new("L", (9, 9), 50).save(tmp_path / "a.png")
     Image.new("L", (8, 40), 60).save(tmp_path / "b.png")
     data = load_images(str(tmp_path))
     assert (data.images.shape, data.output_size) == ((2, 1, 32, 32), (32, 32))
     assert data.images[1].min() == 60
-
-
-def test_a_missing_image_is_named(tmp_path):
-    features = datasets.Features({"image": datasets.Image()})
-    images = [Image.fromarray(PIXELS[0]), None]
-    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"row 1 of data set .* has no image"):
-        load_images(str(tmp_path / "a.parquet"))
 
 
 def test_splits_of_local_data(tmp_path):
@@ -319,22 +245,3 @@ def test_the_shipped_data_are_real_and_small(root):
     assert (len(data), data.num_channels, data.output_size) == (950, 1, (28, 28))
     assert np.bincount(data.labels).tolist() == [95] * 10
     assert data.label_names[8] == "Bag"
-
-
-# ---- the order of the images
-
-
-def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch():
-    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
-    assert len(set(orders)) == 4
-    assert all(sorted(order) == list(range(50)) for order in orders)
-
-
-@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (10, 10), (3, 8), (1, 5)])
-def test_steps_walk_through_the_epochs_without_gap(num_images, batch_size):
-    steps = 12
-    seen = np.concatenate([indices_of_step(7, step, batch_size, num_images) for step in range(steps)])
-    assert len(seen) == steps * batch_size
-    for epoch in range(len(seen) // num_images):
-        chunk = seen[epoch * num_images : (epoch + 1) * num_images]
-        assert np.array_equal(chunk, epoch_order(7, epoch, num_images))
