@@ -13,7 +13,7 @@
 #     "pillow>=11.3",
 #     "pyyaml>=6.0",
 #     "tqdm>=4.66",
-#     "matplotlib>=3.9",
+#     "matplotlib>=3.8",
 #     "jinja2>=3.1",
 # ]
 # ///

@@ -479,7 +479,7 @@ class Trainer:
             "epoch": None if self.config.streaming else round(images_seen / len(self.data), 4),
             "loss": progress.loss_sum / count if count else None,
             "grad_norm": progress.norm_sum / count if count else None,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate_at(self.config, state.step - 1, self.total_steps),
             "images_per_second": round(progress.logged_steps * batch / max(progress.seconds, 1e-9), 2),
             "ema_decay": state.ema_decay,
             "skipped_steps": progress.skipped_steps,
