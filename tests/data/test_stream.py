@@ -261,22 +261,18 @@ def test_a_private_set_of_the_hub_with_several_splits(hub, tmp_path, monkeypatch
 def test_a_connection_that_breaks_is_one_line(hub, tmp_path, monkeypatch):
     import datasets.utils.file_utils as file_utils
 
-    for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):
-        monkeypatch.setattr(file_utils.config, name, 1)
-    for name in ("STREAMING_READ_RETRY_INTERVAL", "STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL"):
-        monkeypatch.setattr(file_utils.config, name, 0, raising=False)
+    monkeypatch.setattr(file_utils.config, "STREAMING_READ_MAX_RETRIES", 1)  # of twenty, five seconds apart
+    monkeypatch.setattr(file_utils.config, "STREAMING_READ_RETRY_INTERVAL", 0)
     files(tmp_path, (3, 3))
-    data = stream(upload(hub, tmp_path), shuffle_buffer_size=1)
-    with monkeypatch.context() as broken:
-        broken.setattr(
-            type(data.parts._parts[0][0]), "iter", lambda *_: (_ for _ in ()).throw(ConnectionError("reset\nby"))
-        )
-        with pytest.raises(
-            UserError, match=r"part \d of data set .* cannot be read on from row 0: reset; the same"
-        ) as error:
-            data.next(6)
+    repo = upload(hub, tmp_path, f"alice/broken-{hub.storage}")
+    data = stream(repo, shuffle_buffer_size=1)
+    fault = hub.fault("GET", "train-", times=1000, status=403)
+    with pytest.raises(UserError, match=r"part \d of data set .* cannot be read on from row 0: .*; the same") as error:
+        data.next(6)
     assert "\n" not in str(error.value)
-    data.load_state_dict(stream("alice/numbers").state_dict())
+    assert fault.hits
+    hub.faults.clear()
+    data.load_state_dict(stream(repo).state_dict())
     assert sorted(told(data.next(6)[0])) == list(range(6))
 
 
