@@ -38,6 +38,7 @@ from ddpm_hf.training.parts import (
     exported_pipeline,
     learning_rate_at,
 )
+from ddpm_hf.training.score import FrechetScore
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.tracking import Trackers, trackers_for
 from ddpm_hf.training.validation import Validation
@@ -52,6 +53,9 @@ FREE_SETTINGS = {
     "sample_steps",
     "num_samples",
     "report_to",
+    "score_features",
+    "score_steps",
+    "score_images",
     "max_memory_gb",
     "max_bad_steps",
 }
@@ -99,6 +103,9 @@ class Trainer:
         self.feed = self._feed()
         self.validation = self.validation_data and Validation(
             self.validation_data, self.scheduler, config.seed, self.accelerator
+        )
+        self.score = config.score_features and FrechetScore(
+            config.score_features, self.validation_data or self.data, config.score_images, self.accelerator
         )
         self.total_steps = config.max_train_steps or config.total_steps(len(self.data))
         self._saved_step: int | None = None
@@ -196,7 +203,7 @@ class Trainer:
             while True:
                 if self._is_due(config.checkpointing_steps):
                     self._checkpoint()
-                if self._is_due(config.logging_steps, config.validation_steps if self.validation else 0):
+                if self._is_due(config.logging_steps, *self._measuring_intervals()):
                     self._log(bar)
                 if self._is_due(config.sample_steps):
                     self._sample()
@@ -205,6 +212,11 @@ class Trainer:
                 stop.check()
                 self.train_step()
                 bar.update()
+
+    def _measuring_intervals(self) -> list[int]:
+        """Steps between the losses and scores that get a line of their own."""
+        config = self.config
+        return [config.validation_steps] * bool(self.validation) + [config.score_steps] * bool(self.score)
 
     def _is_due(self, *intervals: int) -> bool:
         """Whether the step is a multiple of one of the intervals, or the last."""
@@ -457,6 +469,9 @@ class Trainer:
         if self.validation and self._is_due(config.validation_steps):
             loss, means = self.validation(self.state.averaged_unet(), config.class_conditional, self.stop.check)
             record |= {"validation_loss": loss, "validation_loss_by_timestep": means}
+        if self.score and self._is_due(config.score_steps):
+            pipeline, steps = self._fast_pipeline()
+            record["frechet_distance"] = self.score(pipeline, steps, self.stop.check)
         if self._is_main:
             self.metrics.append(record)
         self.trackers.log(record)
@@ -493,8 +508,7 @@ class Trainer:
         path = self.folder / "samples" / f"step-{self.state.step:07d}.png"
         if self._agree_on(self._is_main and path.exists()):
             return
-        pipeline = build_pipeline(self.config, self.data, self.state.averaged_unet())
-        pipeline.scheduler = make_scheduler("dpm", pipeline.scheduler)
+        pipeline, _ = self._fast_pipeline()
         classes, count = pipeline.num_classes, self.config.num_samples
         share = math.ceil(count / self.accelerator.num_processes)
         images = []
@@ -506,6 +520,12 @@ class Trainer:
             grid = make_grid(images, classes if classes and classes <= count else None)
             grid.save(path)
             self.trackers.log_grid(grid, self.state.step)
+
+    def _fast_pipeline(self):
+        """The average's pipeline with a fast sampler, and the steps to take with it."""
+        pipeline = build_pipeline(self.config, self.data, self.state.averaged_unet())
+        pipeline.scheduler = make_scheduler("dpm", pipeline.scheduler)
+        return pipeline, min(SAMPLING_STEPS, len(self.scheduler))
 
     def _pictures(self, pipeline, seeds: list[int], labels: list[int] | None) -> list:
         steps = min(SAMPLING_STEPS, len(self.scheduler))

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_runs import metrics, tiny_run, tiny_trainer
 
 from ddpm_hf.data import mixed_seed
+from ddpm_hf.errors import UserError
 from ddpm_hf.training.plan import forward_gflop, plan
 from ddpm_hf.training.validation import BATCH, BUCKETS, Validation
 
@@ -76,6 +77,50 @@ def test_grids_are_from_the_same_noise(tmp_path):
     first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "samples").iterdir()))
     assert np.abs(first.astype(int) - second).max() <= 1
     assert first.std() > 20
+
+
+# ---- the score
+
+
+class Moments(torch.nn.Module):
+    """Three features of an image: means of its thirds."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(1)[:, :27].reshape(images.shape[0], 3, -1).mean(2)
+
+
+@pytest.fixture
+def features(tmp_path):
+    path = str(tmp_path / "features.pt")
+    torch.jit.script(Moments()).save(path)
+    return path
+
+
+def test_the_score_is_the_frechet_distance_of_the_features(tmp_path, features):
+    """Against Heusel et al.'s formula in float64, on the images of the same seeds."""
+    settings = {"score_features": features, "score_steps": 6, "score_images": 12, "max_images": 300}
+    trainer = tiny_run(tmp_path / "run", mixed_precision="no", **settings)
+    distances = [line["frechet_distance"] for line in metrics(tmp_path / "run") if "frechet_distance" in line]
+    assert len(distances) == 2
+    assert distances[0] != distances[1]
+
+    pipeline, steps = trainer._fast_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    fake = pipeline(12, [i % 10 for i in range(12)], num_inference_steps=steps, seed=0, output_type="pt").images
+    real, _ = trainer.validation_data.batch(np.linspace(0, len(trainer.validation_data) - 1, 12).astype(int))
+    a, b = (Moments()(images).double().numpy() for images in (fake, pipeline.postprocess(real, "pt")))
+    product = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T))
+    trace = np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * np.sqrt(product.clip(0)).sum()
+    assert distances[1] == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum() + trace, rel=1e-3)
+
+
+def test_features_that_cannot_be_used_are_one_line(tmp_path):
+    (tmp_path / "no.pt").write_bytes(b"no network")
+    torch.jit.script(torch.nn.Flatten(0)).save(str(tmp_path / "flat.pt"))
+    for name, message in [("none.pt", "does not exist"), ("no.pt", "cannot be used"), ("flat.pt", "gives shape")]:
+        with pytest.raises(UserError, match=message) as error:
+            tiny_trainer(tmp_path / "run", score_features=str(tmp_path / name))
+        assert "\n" not in str(error.value)
 
 
 # ---- trackers
