@@ -15,14 +15,14 @@ BATCH = 50
 
 
 class FrechetScore:
-    """Distance of the features of generated and of real images (Heusel et al. 2017, equation 6), as torchmetrics has it.
+    """Distance of the features of generated and real images (Heusel et al. 2017, equation 6), by torchmetrics.
 
     It is of few images and few steps, so it compares a run with itself, not with published numbers. Every rank makes
     an equal share of the images, and none waits for more than the slowest of them.
 
     Args:
-        features: TorchScript file of a network from images, float32 (B, C, H, W) in [0, 1] at the data's own size,
-            to features (B, D).
+        features: file of a network from images, float32 (B, C, H, W) in [0, 1] at the data's own size, to features
+            (B, D): TorchScript, or a .pt2 of torch.export.
         data: the real images; evenly spaced ones are taken.
         num_images: of each kind.
 
@@ -84,16 +84,14 @@ class FrechetScore:
 
 def _load_features(path: str, example: torch.Tensor) -> torch.nn.Module:
     if not Path(path).is_file():
-        raise UserError(f"score_features {path} does not exist; a TorchScript file would be right.")
+        raise UserError(f"score_features {path} does not exist; a TorchScript or .pt2 file would be right.")
     try:
-        network = torch.jit.load(path, map_location="cpu").eval()
+        network = torch.export.load(path).module() if path.endswith(".pt2") else torch.jit.load(path).eval()
         shape = tuple(network(example).shape)
     except Exception as error:  # torch raises RuntimeError for nearly all of it
         raise UserError(f"score_features {path} cannot be used: {one_line(error)}") from error
     if len(shape) != 2 or shape[0] != len(example):
-        raise UserError(
-            f"score_features {path} gives shape {shape} for 2 images; (2, number of features) would be right."
-        )
+        raise UserError(f"score_features {path} gives shape {shape} for 2 images; (2, features) would be right.")
     return _Features(network)
 
 

@@ -54,7 +54,7 @@ class Trackers:
 
     def log(self, record: dict):
         """Add the numbers of a line of metrics.jsonl."""
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
         for i, value in enumerate(record.get("validation_loss_by_timestep") or ()):
             if value is not None:
                 numbers[f"validation_loss_by_timestep/{i}"] = value

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import ROOT
-from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, newest, train_command, untimed
+from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, moments_file, newest, train_command, untimed
 
 from benchmarks.kill_resume import kill, launch, survive
 from ddpm_hf.training.checkpoints import newest_whole, problem_of
@@ -65,15 +65,21 @@ def test_two_ranks_killed_and_resumed(tmp_path):
 @pytest.mark.slow
 def test_one_rank_and_two_are_the_same_run(tmp_path):
     """The same images, noise, timesteps and grids; only sums round differently. One of two ranks may go on alone."""
-    arguments = [*TWO_RANKS, "--mixed_precision", "no"]
+    arguments = [*TWO_RANKS, "--mixed_precision", "no", "--score_features", moments_file(tmp_path / "features.pt")]
+    arguments += ["--score_steps", "6", "--score_images", "21"]
     finish(train_command(*arguments, "--output_dir", str(tmp_path / "one")))
     two = [*arguments, "--output_dir", str(tmp_path / "two")]
     finish(train_command(*two, launcher=TORCHRUN, ACCELERATE_USE_CPU="1"))
+    scores = 0
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
         if "validation_loss" in a:
             assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-3)
             assert b["validation_loss_by_timestep"] == pytest.approx(a["validation_loss_by_timestep"], rel=1e-2)
+        if "frechet_distance" in a:
+            assert b["frechet_distance"] == pytest.approx(a["frechet_distance"], rel=1e-2)
+            scores += 1
+    assert scores == 2
     names = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("one", "two")]
     assert names[0] == names[1]
     (tmp_path / "two" / "checkpoints" / "step-12").rename(tmp_path / "gone")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import metrics, tiny_run, tiny_trainer
+from tiny_runs import Moments, metrics, moments_file, tiny_run, tiny_trainer
 
 from ddpm_hf.data import mixed_seed
 from ddpm_hf.errors import UserError
@@ -82,17 +82,13 @@ def test_grids_are_from_the_same_noise(tmp_path):
 # ---- the score
 
 
-class Moments(torch.nn.Module):
-    """Three features of an image: means of its thirds."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean(1)[:, :27].reshape(images.shape[0], 3, -1).mean(2)
-
-
-@pytest.fixture
-def features(tmp_path):
-    path = str(tmp_path / "features.pt")
-    torch.jit.script(Moments()).save(path)
+@pytest.fixture(params=["TorchScript", "torch.export"])
+def features(tmp_path, request):
+    if request.param == "TorchScript":
+        return moments_file(tmp_path / "features.pt")
+    path = str(tmp_path / "features.pt2")
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    torch.export.save(torch.export.export(Moments(), (torch.zeros(2, 1, 28, 28),), dynamic_shapes=shapes), path)
     return path
 
 
