@@ -5,7 +5,7 @@ import torch
 from helpers import tiny_unet
 from torch import nn
 
-from ddpm_hf.unet import ImageLayerNorm, MyBlock, MyTESA, MyUNet, TimestepTable, sinusoidal_embedding
+from ddpm_hf.unet import Conv3x3, ImageLayerNorm, MyBlock, MyTESA, MyUNet, TimestepTable, sinusoidal_embedding
 
 
 @pytest.mark.parametrize(("channels", "total", "trainable"), [(1, 20_722_881, 20_594_881), (3, 20_728_259, 20_600_259)])
@@ -38,6 +38,40 @@ def test_attention_equals_torchs_encoder_layer():
     expected = theirs(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     assert (ours(x) - expected).abs().max() < 1e-5
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_attention_in_bfloat16_has_the_gradients_of_float32(size):
+    torch.manual_seed(0)
+    layer = MyTESA(32, size, num_heads=4, dim_feedforward=32)
+    x = torch.randn(2, 32, size, size)
+    gradients = []
+    for enabled in (False, True):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = layer(leaf)
+        out.float().square().mean().backward()
+        gradients.append([leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    for single, half in zip(*gradients):
+        assert (half - single).norm() < 0.03 * single.norm()
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_wide_convolution_has_torchs_gradients(size):
+    torch.manual_seed(0)
+    ours = Conv3x3(256, 256).to(memory_format=torch.channels_last)
+    theirs = nn.Conv2d(256, 256, 3, padding=1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 256, size, size)
+    results = []
+    for layer, memory_format in ((ours, torch.channels_last), (theirs, torch.contiguous_format)):
+        leaf = x.clone(memory_format=memory_format).requires_grad_()
+        out = layer(leaf)
+        out.sin().sum().backward()
+        results.append([out, leaf.grad, layer.weight.grad, layer.bias.grad])
+    for mine, other in zip(*results):
+        assert (mine - other).abs().max() < 1e-5 * other.abs().max() + 1e-5
 
 
 def test_block_is_what_its_docstring_says():
