@@ -1,6 +1,5 @@
 """A few-step Fréchet distance while a run trains, made by all ranks together."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 from ddpm_hf.data import ImageData
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.training.pictures import draw, seeds_of_rank, wait
 
 BATCH = 50
 
@@ -49,34 +49,17 @@ class FrechetScore:
         self.metric.reset()
         if not self.metric.real_features_num_samples:
             self._add_real(pipeline)
-        for seeds in self._batches():
-            for image in self._generate(pipeline, seeds, steps, check):
-                self.metric.update(image, real=False)
+        for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
+            if seeds:
+                sample = draw(pipeline, seeds, steps, self.accelerator, check)
+                self.metric.update(pipeline.postprocess(sample, "pt"), real=False)
+            else:
+                wait(steps, check)
         return self.metric.compute().item()  # sums over the ranks
-
-    def _batches(self) -> list[list[int]]:
-        """This rank's seeds, in as many batches as every other rank has."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = math.ceil(self.num_images / world)
-        mine = range(rank * share, min((rank + 1) * share, self.num_images))
-        return [list(mine[i * BATCH : (i + 1) * BATCH]) for i in range(math.ceil(share / BATCH))]
-
-    def _generate(self, pipeline: MyDDPMPipeline, seeds: list[int], steps: int, check: Callable[[], None]):
-        if not seeds:  # more ranks than images: the others' checks are answered all the same
-            for _ in range(steps):
-                check()
-            return
-        classes = pipeline.num_classes
-        labels = None if classes is None else [seed % classes for seed in seeds]
-        with self.accelerator.autocast():
-            for step in pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds):
-                check()
-                sample = step.sample
-        yield pipeline.postprocess(sample, "pt").to(self.accelerator.device)
 
     def _add_real(self, pipeline: MyDDPMPipeline):
         indices = torch.linspace(0, len(self.data) - 1, self.num_images).long()
-        for seeds in self._batches():
+        for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
             if seeds:
                 images, _ = self.data.batch(indices[seeds].numpy())
                 self.metric.update(pipeline.postprocess(images.to(self.accelerator.device), "pt"), real=True)

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast_object_list, gather_object
 from tqdm.auto import tqdm
@@ -20,48 +19,31 @@ from ddpm_hf.config import TrainConfig
 from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
 from ddpm_hf.devices import best_device, bf16_is_faster
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.figures import make_grid
+from ddpm_hf.files import write_whole
 from ddpm_hf.hub import checkpoints_of, export_pipeline
 from ddpm_hf.report import write_report
-from ddpm_hf.samplers import make_scheduler
 from ddpm_hf.stopping import StopRequested, StopSignal
-from ddpm_hf.training.checkpoints import newest_whole, rotate, step_of
+from ddpm_hf.training.checkpoints import rotate, step_of
 from ddpm_hf.training.feed import ArrayFeed, StreamFeed
 from ddpm_hf.training.loss import Draw, diffusion_loss
 from ddpm_hf.training.metrics import Metrics
 from ddpm_hf.training.parts import (
     build_averages,
     build_optimizer,
-    build_pipeline,
     build_scheduler,
     build_unet,
     exported_pipeline,
     learning_rate_at,
 )
+from ddpm_hf.training.pictures import fast_pipeline, sample_grid
+from ddpm_hf.training.resuming import agree_on_checkpoint, compare_runs, refuse_changes, settings_before
 from ddpm_hf.training.score import FrechetScore
 from ddpm_hf.training.state import TrainState
+from ddpm_hf.training.telling import facts, first_line
 from ddpm_hf.training.tracking import Trackers, trackers_for
 from ddpm_hf.training.validation import Validation
 
-# settings that change what a run writes, not the weights it ends with
-FREE_SETTINGS = {
-    "output_dir",
-    "logging_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "validation_steps",
-    "sample_steps",
-    "num_samples",
-    "report_to",
-    "score_features",
-    "score_steps",
-    "score_images",
-    "max_memory_gb",
-    "max_bad_steps",
-}
 EXPLODED = 100  # times the usual squared error; a batch of one image at timestep 0 reaches 30
-SAMPLING_STEPS = 20
-SAMPLING_BATCH = 64
 
 
 class Trainer:
@@ -135,7 +117,7 @@ class Trainer:
         """The precision asked for; "auto" is what the run was started with, or bf16 where it is faster."""
         if self.config.mixed_precision != "auto":
             return self.config.mixed_precision
-        return self._settings_before().get("mixed_precision") or ("bf16" if bf16_is_faster() else "no")
+        return settings_before(self.folder).get("mixed_precision") or ("bf16" if bf16_is_faster() else "no")
 
     def _check_batch(self) -> int:
         """The parts that a rank splits its share of a batch into."""
@@ -311,7 +293,7 @@ class Trainer:
 
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest whole checkpoint."""
-        checkpoint = self._agree_on_checkpoint()
+        checkpoint = agree_on_checkpoint(self.folder, self.accelerator)
         if checkpoint is not None:
             self._resume(checkpoint)
         if self._is_main:
@@ -321,92 +303,19 @@ class Trainer:
             self.metrics.forget_after(self.state.step)
         self.accelerator.wait_for_everyone()
         self.trackers.start(self.config.model_dump(mode="json"))
-        self.accelerator.print(self._first_line(resumed=checkpoint is not None))
-
-    def _agree_on_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, as the main process finds it."""
-        found = [None, []]
-        if self._is_main:
-            checkpoint, complaints = newest_whole(self.folder)
-            found = [checkpoint, complaints]
-        checkpoint, complaints = broadcast_object_list(found)
-        if complaints and checkpoint is None:
-            raise UserError(f"{complaints[0]}, and there is no whole one; another output_dir would be right.")
-        for complaint in complaints:
-            self.accelerator.print(f"warning: {complaint}; {checkpoint.name} is the newest whole one and is used.")
-        blind = [rank for rank, sees in gather_object([(self._rank, _sees(checkpoint))]) if not sees]
-        if blind:
-            raise UserError(
-                f"process {blind[0]} does not see {checkpoint}; output_dir must be on storage that all share."
-            )
-        return checkpoint
+        self.accelerator.print(first_line(self, resumed=checkpoint is not None))
 
     def _resume(self, checkpoint: Path):
-        self._refuse_other_run()
+        """Go on from ``checkpoint``, if it is of this run."""
+        if changes := refuse_changes(self.config, self.folder):
+            self.accelerator.print(f"resuming with changed settings: the run had {'; '.join(changes)}.")
         saved = self.state.load(checkpoint)
         self._saved_step = self.state.step
-        forced = self.config.resume == "force"
-        if saved["fingerprint"] != self.state.fingerprint and not forced:
-            raise UserError(
-                f"{self.folder} holds a run on other images: the data set has changed since; --resume force goes on "
-                f"with the new ones."
-            )
-        ranks = self.state.num_processes
-        if saved["num_processes"] != ranks:
-            if self.config.streaming and not forced:
-                raise UserError(
-                    f"{checkpoint} is of {saved['num_processes']} process(es) that each read a stream, this run has "
-                    f"{ranks}; start as many, or use --resume force to begin the stream anew."
-                )
-            self.accelerator.print(
-                f"warning: this run had {saved['num_processes']} process(es) and has {ranks} now: the same images and "
-                f"noise, but sums that round differently."
-            )
+        ranks = self.accelerator.num_processes
+        if warning := compare_runs(saved, self.config, self.state.fingerprint, ranks):
+            self.accelerator.print(f"warning: {warning}")
         if self.state.streams and len(self.state.streams) == ranks:
             self.feed.restore(self.state.streams[self._rank])
-
-    def _settings_before(self) -> dict:
-        """The settings of the run found in ``output_dir``; {} if there is none."""
-        if not checkpoints_of(self.folder):
-            return {}
-        path = self.folder / "config.yaml"
-        try:
-            settings = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            settings = None
-        if not isinstance(settings, dict):
-            raise UserError(f"{self.folder} has checkpoints but no readable config.yaml; choose another output_dir.")
-        return settings
-
-    def _refuse_other_run(self):
-        """A run resumes only with the settings it was started with, but for those that do not change its result."""
-        before = self._settings_before()
-        changes = []
-        for name, value in self.config.model_dump(mode="json").items():
-            same = value == before.get(name, value) or (name == "mixed_precision" and value == "auto")
-            if not same and name not in FREE_SETTINGS:
-                changes.append(f"{name}={before[name]}, not {value}")
-        if not changes:
-            return
-        if self.config.resume != "force":
-            raise UserError(
-                f"{self.folder} holds a run with {'; '.join(changes)}. Use the same settings to resume it, another "
-                f"output_dir for a new run, or --resume force to go on with the new settings."
-            )
-        self.accelerator.print(f"resuming with changed settings: the run had {'; '.join(changes)}.")
-
-    def _first_line(self, resumed: bool) -> str:
-        data, config = self.data, self.config
-        size = f"{data.num_channels}x{config.sample_size}x{config.sample_size}"
-        images = f"streamed images of {size}" if config.streaming else f"{len(data):,} images of {size}"
-        held_out = f" ({len(self.validation_data):,} for validation)" if self.validation_data else ""
-        skipped = f", {len(data.skipped)} bad images skipped" if data.skipped else ""
-        return (
-            f"{f'resuming at step {self.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
-            f"{self.num_parameters:,} parameters, {self.total_steps:,} steps of {config.train_batch_size} images, "
-            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
-            f"precision {self.accelerator.mixed_precision}, in {self.folder}"
-        )
 
     @property
     def num_parameters(self) -> int:
@@ -500,40 +409,19 @@ class Trainer:
             "skipped_steps": progress.skipped_steps,
         }
 
-    def _sample(self):
-        """A grid from the average's weights, always from the same noise; columns are classes where there are.
+    def _fast_pipeline(self):
+        return fast_pipeline(self.config, self.data, self.state.averaged_unet())
 
-        Image i depends on its seed alone, so the ranks share the images and the grid does not depend on their number.
-        """
+    def _sample(self):
+        """Write the grid of this step, if it is not there yet."""
         path = self.folder / "samples" / f"step-{self.state.step:07d}.png"
         if self._agree_on(self._is_main and path.exists()):
             return
-        pipeline, _ = self._fast_pipeline()
-        classes, count = pipeline.num_classes, self.config.num_samples
-        share = math.ceil(count / self.accelerator.num_processes)
-        images = []
-        for start in range(self._rank * share, (self._rank + 1) * share, SAMPLING_BATCH):
-            seeds = list(range(start, min(start + SAMPLING_BATCH, (self._rank + 1) * share)))
-            images += self._pictures(pipeline, seeds, None if classes is None else [seed % classes for seed in seeds])
-        images = gather_object(images)[:count]
+        pipeline, steps = self._fast_pipeline()
+        grid = sample_grid(pipeline, self.config.num_samples, steps, self.accelerator, self.stop.check)
         if self._is_main:
-            grid = make_grid(images, classes if classes and classes <= count else None)
-            grid.save(path)
+            write_whole(path, grid.save)
             self.trackers.log_grid(grid, self.state.step)
-
-    def _fast_pipeline(self):
-        """The average's pipeline with a fast sampler, and the steps to take with it."""
-        pipeline = build_pipeline(self.config, self.data, self.state.averaged_unet())
-        pipeline.scheduler = make_scheduler("dpm", pipeline.scheduler)
-        return pipeline, min(SAMPLING_STEPS, len(self.scheduler))
-
-    def _pictures(self, pipeline, seeds: list[int], labels: list[int] | None) -> list:
-        steps = min(SAMPLING_STEPS, len(self.scheduler))
-        with self.accelerator.autocast():
-            for step in pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds):
-                sample = step.sample
-                self.stop.check()
-        return pipeline.postprocess(sample)
 
     # ---- the end
 
@@ -565,32 +453,6 @@ class Trainer:
             self._count_wall_time()
             defaults = TrainConfig.model_construct().model_dump(mode="json")
             try:
-                write_report(self.folder, self._facts(), defaults=defaults)
+                write_report(self.folder, facts(self), defaults=defaults)
             except Exception as error:  # a run of days does not fail for its last picture
                 self.accelerator.print(f"warning: the report could not be written: {one_line(error)}")
-
-    def _facts(self) -> dict[str, str]:
-        """What the report says of the run besides its settings and metrics."""
-        data, state, accelerator = self.data, self.state, self.accelerator
-        channels = "RGB" if data.num_channels == 3 else "gray"
-        facts = {
-            "Images": "streamed" if self.config.streaming else f"{len(data):,} {channels}",
-            "Validation": f"{len(self.validation_data):,} held-out images" if self.validation_data else "none",
-            "Parameters": f"{self.num_parameters:,}",
-            "Steps": f"{state.step:,} of {self.total_steps:,}, {self.config.train_batch_size} images each",
-            "Processes": f"{accelerator.num_processes} on {accelerator.device.type}",
-            "Precision": accelerator.mixed_precision,
-            "Wall time": str(timedelta(seconds=round(state.progress.wall_seconds))),
-        }
-        if data.skipped:
-            facts["Bad images skipped"] = f"{len(data.skipped):,}, first {data.skipped[0]}"
-        if state.progress.skipped_steps:
-            facts["Steps skipped"] = f"{state.progress.skipped_steps:,}, for a loss that exploded or was not finite"
-        best = self.metrics.best_step([step_of(path) for path in checkpoints_of(self.folder)])
-        if best is not None:
-            facts["Best checkpoint"] = f"step-{best}, by validation loss"
-        return facts
-
-
-def _sees(checkpoint: Path | None) -> bool:
-    return checkpoint is None or checkpoint.is_dir()

@@ -15,6 +15,7 @@ from ddpm_hf.__main__ import main as command
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.training import load_weights_of
+from ddpm_hf.training.telling import facts
 
 METHODS = [
     {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
@@ -186,7 +187,7 @@ def test_the_data_side_of_a_run_is_reported(tmp_path, capsys):
         tiny_run(tmp_path / "run", **settings)
     trainer = tiny_run(tmp_path / "run", **settings, on_bad_image="skip")
     assert "1 bad images skipped" in capsys.readouterr().out
-    assert "07.png" in trainer._facts()["Bad images skipped"]
+    assert "07.png" in facts(trainer)["Bad images skipped"]
 
 
 def test_the_repository_has_what_the_tests_train_on():
