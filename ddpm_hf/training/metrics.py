@@ -36,7 +36,11 @@ class Metrics:
 
     def best_step(self, among: list[int]) -> int | None:
         """The one of the steps ``among`` with the lowest validation loss, or None if none was validated."""
-        losses = {record["step"]: record["validation_loss"] for record in self.lines() if record.get("validation_loss")}
+        losses = {
+            record["step"]: record["validation_loss"]
+            for record in self.lines()
+            if record.get("validation_loss") is not None
+        }
         return min((step for step in among if step in losses), key=losses.get, default=None)
 
 
