@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.training.checkpoints import newest_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS_PER_KILL = 30
+STEPS_PER_KILL = 15
 SETTINGS = {
     "dataset": str(ROOT / "data" / "fashion_mnist_tiny.parquet"),
     "max_images": 100,
