@@ -64,39 +64,58 @@ def test_blocks_are_what_is_shuffled(tmp_path):
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 5, 10])
 def test_processes_share_every_epoch(tmp_path, num_processes):
-    """With fewer files than processes as with more: as many epochs as processes show each image that often."""
+    """By files where their number divides, else by rows, and then the first processes have the rows that are left."""
     path = files(tmp_path, (20, 20, 20, 20))
+    sizes = [len(range(rank, 80, num_processes)) for rank in range(num_processes)]
     streams = [stream(path, rank=r, num_processes=num_processes, shuffle_buffer_size=1) for r in range(num_processes)]
-    numbers = np.stack([told(data.next(80)[0]) for data in streams])
-    assert (np.bincount(numbers.ravel(), minlength=80) == num_processes).all()
-    if num_processes != 3:  # four files are not three processes' at a time
-        epoch = numbers[:, : 80 // num_processes]
-        assert sorted(epoch.ravel()) == list(range(80))
+    for _ in range(2):
+        epoch = [number for data, size in zip(streams, sizes) for number in told(data.next(size)[0])]
+        assert sorted(epoch) == list(range(80))
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 6])
-@pytest.mark.parametrize("taken", [0, 1, 15, 16, 17, 100, 230])
-def test_a_resumed_stream_goes_on_at_the_next_image(tmp_path, num_processes, taken):
-    path, rank = files(tmp_path), num_processes - 1
-    first = stream(path, rank=rank, num_processes=num_processes)
-    for count in [7] * (taken // 7) + [taken % 7] * (taken % 7 > 0):
-        first.next(count)
-    state = json.loads(json.dumps(first.state_dict()))
-    again = stream(path, rank=rank, num_processes=num_processes)
-    again.load_state_dict(state)
-    assert again.state_dict() == state == first.state_dict()
-    for count in (1, 20, 130):
-        for one, other in zip(first.next(count), again.next(count)):
+@pytest.mark.parametrize("counts", [COUNTS, (100,)])
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("more", [{}, {"max_images": 60}, {"validation_split": "auto", "validation_images": 5}])
+def test_a_resumed_stream_goes_on_at_the_next_image(tmp_path, counts, num_processes, more):
+    """Inside a block of 16, at its ends, and at those of epochs and of files; a second time from there."""
+    path, rank = files(tmp_path, counts), num_processes - 1
+    settings = {"rank": rank, "num_processes": num_processes, **more}
+    first = stream(path, **settings)
+    whole = told(stream(path, **settings).next(240)[0])
+    taken, chained = 0, stream(path, **settings)
+    for point in (0, 1, 15, 16, 17, 32, 40, 48, 50, 57, 95, 96, 100, 112, 210):
+        first.next(point - taken) if point > taken else None
+        taken, state = point, json.loads(json.dumps(first.state_dict()))
+        chained.load_state_dict(state)  # of a used stream, too
+        assert chained.state_dict() == state == first.state_dict()
+        assert told(chained.next(19)[0]) == whole[point : point + 19]
+        again = stream(path, **settings)
+        again.load_state_dict(json.loads(json.dumps(chained.state_dict())))
+        assert told(again.next(11)[0]) == whole[point + 19 : point + 30]
+
+
+@pytest.mark.parametrize("taken", [39, 40, 41, 80, 95, 100, 105])
+def test_a_resume_at_an_epochs_end(tmp_path, taken):
+    """With blocks of one image or five a state falls on the end of a file (40) and of an epoch (100)."""
+    path = files(tmp_path)
+    for size in (1, 5):
+        first = stream(path, shuffle_buffer_size=size)
+        first.next(taken)
+        again = stream(path, shuffle_buffer_size=size)
+        again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        for one, other in zip(first.next(130), again.next(130)):
             assert torch.equal(one, other)
-    used = stream(path, rank=rank, num_processes=num_processes)
-    used.next(33)  # a state takes a stream back, too
-    used.load_state_dict(state)
-    assert used.state_dict() == state
+
+
+def test_a_share_without_images_is_one_line(tmp_path):
+    path = files(tmp_path, (2,))
+    with pytest.raises(UserError, match=r"data set .* has no images in split 'train' to train on"):
+        stream(path, rank=2, num_processes=3).next(1)
 
 
 def test_a_state_of_other_files_is_refused(tmp_path):
     state = stream(files(tmp_path / "a")).state_dict()
-    with pytest.raises(UserError, match=r"had 4 parts when the run began, now 2; give the revision"):
+    with pytest.raises(UserError, match=r"had 4 files when the run began, now 2; give the revision"):
         stream(files(tmp_path / "b", (9, 9))).load_state_dict(state)
 
 
@@ -152,9 +171,7 @@ def test_labels_need_names(tmp_path):
         UserError, match=r"column 'label' of data set .* has no class names, and a stream does not tell"
     ):
         stream(Source(path, label_column="label"))
-    with pytest.raises(
-        UserError, match=r"row 0 of part 0 of data set .* has the label 5, which is none of its 3 classes"
-    ):
+    with pytest.raises(UserError, match=r"row 0 of data set .* has the label 5, which is none of the 3 classes"):
         stream(Source(path, label_names=NAMES)).next(1)
     data = stream(Source(path, label_names=[*NAMES, "d", "e", "f"]), shuffle_buffer_size=1)
     assert (data.next(6)[1].tolist(), data.num_classes) == ([5, 0, 1, 2, 0, 1], 6)
@@ -168,7 +185,7 @@ def test_the_first_images_decide_and_later_ones_follow(tmp_path):
     assert (data.output_size, data.num_channels) == ((6, 6), 1)
     assert images[70:, 0, 3, 3].tolist() == [76, 200, 200]
     assert (images[:, :, 0] == 0).all()
-    with pytest.raises(UserError, match=r"row 71 of part 0 of data set .* is 16x16, others are 6x6; use"):
+    with pytest.raises(UserError, match=r"row 71 of data set .* \(read by process 0 in epoch 0\) is 16x16, others"):
         stream(path, resize="pad", shuffle_buffer_size=1).next(73)
     area = stream(path, resize="area", image_mode="RGB")
     assert (area.output_size, area.output_resize, area.num_channels) == ((6, 6), True, 3)
@@ -177,7 +194,7 @@ def test_the_first_images_decide_and_later_ones_follow(tmp_path):
 def test_bad_images_are_named_or_skipped(tmp_path):
     values = [1, 2, b"x", 3, None, 4]
     path = numbered(tmp_path / "a.parquet", values)
-    with pytest.raises(UserError, match=r"row 2 of part 0 of data set .* is not a readable image") as error:
+    with pytest.raises(UserError, match=r"row 2 of data set .* is not a readable image") as error:
         stream(path).next(1)
     assert "\n" not in str(error.value)
     data = stream(path, on_bad_image="skip", shuffle_buffer_size=4)
@@ -194,7 +211,7 @@ def test_another_split_is_validated_on(tmp_path):
     path = files(tmp_path)
     files(tmp_path, (20, 20), split="test", first=100)
     data, validation = opened(path, validation_split="auto", validation_images=9, shuffle_buffer_size=20)
-    assert told(validation.images) == [100, 101, 102, 103, 104, 120, 121, 122, 123]
+    assert told(validation.images) == list(range(100, 109))
     assert validation.labels.tolist() == [number % 3 for number in told(validation.images)]
     assert (validation.num_classes, validation.label_names, validation.sizes) == (3, NAMES, (9,))
     assert sorted(told(data.next(100)[0])) == list(range(100))
@@ -203,26 +220,35 @@ def test_another_split_is_validated_on(tmp_path):
         opened(path, validation_split="valid")
 
 
-def test_every_twentieth_row_is_held_out_where_their_number_is_not_known(tmp_path):
+@pytest.mark.parametrize(("num_processes", "held"), [(1, [0, 1, 2]), (2, [0, 1, 40]), (3, [0, 1, 2])])
+def test_the_first_images_of_every_share_are_held_out(tmp_path, num_processes, held):
+    """Of several processes that read files of their own, too, no image is both trained and validated on."""
     path = files(tmp_path)
-    data, validation = opened(path, validation_split="auto", validation_images=3, shuffle_buffer_size=1)
-    assert told(validation.images) == [19, 59, 84]
-    numbers = told(data.next(97)[0])
-    assert sorted(numbers + told(validation.images)) == list(range(100))
+    settings = {"validation_split": "auto", "validation_images": 3, "num_processes": num_processes}
+    opened_by = [opened(path, rank=rank, shuffle_buffer_size=1, **settings) for rank in range(num_processes)]
+    assert all(told(validation.images) == held for _, validation in opened_by)
+    sizes = {1: [97], 2: [68, 29], 3: [33, 32, 32]}[num_processes]
+    for _ in range(2):
+        numbers = [number for (data, _), size in zip(opened_by, sizes) for number in told(data.next(size)[0])]
+        assert sorted(numbers + held) == list(range(100))
+
+
+def test_a_twentieth_is_held_out_at_most(tmp_path):
+    path = files(tmp_path)
+    assert len(opened(path, validation_split="auto")[1]) == 5
+    assert len(opened(path, validation_split="auto", max_images=50)[1]) == 2
     assert opened(files(tmp_path / "few", (19,)), validation_split="auto")[1] is None
 
 
 def test_labels_of_another_split_are_matched_by_name(tmp_path):
     numbered(tmp_path / "train.parquet", [1, 2, 3], labels=[0, 1, 2], names=NAMES)
-    for labels, expected in (([0, 2], [2, 1]), ([0, 1], "has the label 'z', which its split 'train' does not have")):
-        numbered(tmp_path / "test.parquet", [4, 5], labels=labels, names=["c", "z", "b"])
-        if isinstance(expected, list):
-            assert opened(str(tmp_path), validation_split="auto")[1].labels.tolist() == expected
-        else:
-            with pytest.raises(UserError, match=expected):
-                opened(str(tmp_path), validation_split="auto")
-    numbered(tmp_path / "test.parquet", [4, 5], labels=[-1, -1], names=NAMES)
-    assert opened(str(tmp_path), validation_split="auto")[1] is None
+    numbered(tmp_path / "test.parquet", [4, 5], labels=[0, 2], names=["c", "z", "b"])
+    assert opened(str(tmp_path), validation_split="auto")[1].labels.tolist() == [2, 1]
+    for labels, names in (([0, 1], ["c", "z", "b"]), ([-1, -1], NAMES), (None, None)):
+        numbered(tmp_path / "test.parquet", [4, 5], labels=labels, names=names)
+        assert opened(str(tmp_path), validation_split="auto")[1] is None
+        with pytest.raises(UserError, match=r"row \d of data set .* has the label .*, which is none of the 3 classes"):
+            opened(str(tmp_path), validation_split="test")
 
 
 # ---- the Hub
@@ -258,6 +284,18 @@ def test_a_private_set_of_the_hub_with_several_splits(hub, tmp_path, monkeypatch
     assert told(load_images(repo, split="test+train", sample_size=8).images)[:11] == [*range(100, 110), 0]
 
 
+def test_as_many_are_held_out_as_the_hub_tells(hub, tmp_path):
+    files(tmp_path, (30, 10))
+    repo = upload(hub, tmp_path, f"alice/told-{hub.storage}")
+    told_of = "---\ndataset_info:\n  splits:\n  - name: train\n    num_bytes: 1\n    num_examples: 200\n---\n"
+    huggingface_hub.upload_file(
+        path_or_fileobj=told_of.encode(), path_in_repo="README.md", repo_id=repo, repo_type="dataset"
+    )
+    data, validation = opened(repo, validation_split="auto", shuffle_buffer_size=1)
+    assert told(validation.images) == list(range(10))
+    assert told(data.next(30)[0]) == list(range(10, 40))
+
+
 def test_a_connection_that_breaks_is_one_line(hub, tmp_path, monkeypatch):
     import datasets.utils.file_utils as file_utils
 
@@ -267,12 +305,11 @@ def test_a_connection_that_breaks_is_one_line(hub, tmp_path, monkeypatch):
     repo = upload(hub, tmp_path, f"alice/broken-{hub.storage}")
     data = stream(repo, shuffle_buffer_size=1)
     fault = hub.fault("GET", "train-", times=1000, status=403)
-    with pytest.raises(UserError, match=r"part \d of data set .* cannot be read on from row 0: .*; the same") as error:
+    with pytest.raises(UserError, match=r"data set .* cannot be read on from row 0: .*; the same") as error:
         data.next(6)
     assert "\n" not in str(error.value)
     assert fault.hits
-    hub.faults.clear()
-    data.load_state_dict(stream(repo).state_dict())
+    hub.faults.clear()  # the same stream goes on, too
     assert sorted(told(data.next(6)[0])) == list(range(6))
 
 
