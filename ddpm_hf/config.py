@@ -205,7 +205,10 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _model_can(self):
         if self.model == "unet2d" and self.class_conditional:
-            raise ValueError("model unet2d is exported for diffusers' DDPMPipeline, which takes no labels; use my_unet")
+            raise ValueError(
+                "model unet2d is exported for diffusers' DDPMPipeline, which takes no labels; use class_conditional: "
+                "false, or model my_unet"
+            )
         if self.model == "my_unet" and "layers_per_block" in self.model_fields_set and self.layers_per_block != 2:
             raise ValueError("layers_per_block is a setting of model unet2d; my_unet has two blocks a level")
         return self

@@ -1,6 +1,8 @@
 """Which device and precision to compute with."""
 
+import ctypes
 import functools
+import sys
 import time
 
 import torch
@@ -35,3 +37,14 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
     start = time.perf_counter()
     torch.mm(matrix, matrix)
     return time.perf_counter() - start
+
+
+def keep_freed_memory():
+    """Let the C library keep what is freed: mapping large tensors anew costs a fifth of a training step on a CPU.
+
+    Measured in benchmarks/NOTES.md. To be called once the data are read, whose memory is better given back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # glibc has it
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back

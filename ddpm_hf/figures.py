@@ -30,6 +30,16 @@ def make_grid(
     return grid
 
 
+def class_columns(count: int, classes: int) -> int | None:
+    """Columns for ``count`` images of ``classes`` in turn, so that every column is one class and the grid about square.
+
+    None where there are fewer images than classes.
+    """
+    if not 1 < classes <= count:
+        return None
+    return classes * max(1, round(math.sqrt(count) / classes))
+
+
 def pick_frames(count: int, total: int) -> list[int]:
     """Indices of ``count`` of ``total`` steps, evenly spaced, first and last included: the seed's frame_idxs."""
     if count >= total:

@@ -251,7 +251,9 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     except RevisionNotFoundError:
         raise UserError(f"model {repo_id} has no revision {revision!r}.") from None
     except LocalEntryNotFoundError:
-        raise UserError(f"model {repo_id} is not in the cache, and the Hub cannot be reached.") from None
+        raise UserError(
+            f"model {repo_id} is no folder here, not in the cache, and the Hub cannot be reached."
+        ) from None
     except HfHubHTTPError as error:
         raise UserError(f"model {repo_id} cannot be fetched: {one_line(error)}") from None
     except HFValidationError:

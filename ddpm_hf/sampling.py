@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.errors import UserError, nearest
-from ddpm_hf.figures import pick_frames
+from ddpm_hf.figures import class_columns, pick_frames
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import make_scheduler
 
@@ -24,8 +24,8 @@ class Generated:
     @property
     def columns(self) -> int | None:
         """Columns of a grid in which every column is one class, where that comes out even; else None."""
-        classes = len(set(self.labels or ()))
-        return classes if classes > 1 and len(self.images) % classes == 0 else None
+        columns = class_columns(len(self.images), len(set(self.labels or ())))
+        return columns if columns and len(self.images) % columns == 0 else None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """``images`` uint8 (N, H, W) or (N, H, W, 3), ``labels`` int64 (N,) where there are labels."""

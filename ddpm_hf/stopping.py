@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that all processes of a run learn of at the same step.
+"""SIGTERM, SIGINT and SIGHUP as a wish that all processes of a run learn of at the same step.
 
 Light to import: ``train.py`` installs the handlers before it imports torch.
 """
@@ -17,7 +17,7 @@ class StopRequested(BaseException):
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT ask for a stop instead of ending the process.
+    """A context in which SIGTERM, SIGINT and SIGHUP ask for a stop instead of ending the process.
 
     Until ``begin`` the handler raises StopRequested where it strikes: nothing is at stake yet. From then on it only
     takes note, and ``check``, called by all ranks at the same places, raises on all of them. A run whose launcher
@@ -34,8 +34,11 @@ class StopSignal:
         self._launcher = os.getppid() if launched else None
 
     def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+            number = getattr(signal, name, None)  # SIGHUP is not everywhere
+            ignored = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN  # under nohup
+            if number and not ignored:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.figures import make_grid, pick_frames, save_animation
+from ddpm_hf.figures import class_columns, make_grid, pick_frames, save_animation
 
 
 def solid(value, mode="L"):
@@ -46,3 +46,11 @@ def test_gif_shows_the_frames_and_holds_the_last(tmp_path):
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"animations end in \.gif"):
         save_animation([solid(0)], tmp_path / "a.avi")
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "columns"),
+    [(20, 10, 10), (20, 2, 4), (100, 2, 10), (20, 12, 12), (9, 10, None), (9, 1, None), (9, 0, None), (9, 3, 3)],
+)
+def test_a_column_is_one_class_and_the_grid_about_square(count, classes, columns):
+    assert class_columns(count, classes) == columns

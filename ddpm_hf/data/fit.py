@@ -181,9 +181,9 @@ class Fitter:
                 image = decode(*encoded)
                 images[filled] = self.fit(row, image)
             except BadImage as error:
-                line = f"row {row} of {self.where}{file_name(encoded.path)} {error}."
+                line = f"row {row} of {self.where}{file_name(encoded.path, self.where)} {error}."
                 if self.fitting.on_bad_image == "error":
-                    raise UserError(line) from None
+                    raise UserError(f"{line[:-1]}; on_bad_image: skip leaves such images out.") from None
                 skipped.append((row, line))
                 continue
             filled += 1

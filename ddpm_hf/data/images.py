@@ -109,9 +109,12 @@ def area(image: Image.Image, size: int) -> np.ndarray:
     return _pixels(image.resize((size, size), Image.Resampling.BOX))
 
 
-def file_name(path: str | None) -> str:
-    """' (boot.png)' for a message, '' without a path."""
-    return f" ({Path(path).name})" if path else ""
+def file_name(path: str | None, where: str) -> str:
+    """' (shoes/boot.png)' for a message, '' without a path; the folder is left out if it is the one of ``where``."""
+    if not path:
+        return ""
+    folder = Path(path).parent.name
+    return f" ({Path(path).name})" if not folder or f"{folder}'" in where else f" ({folder}/{Path(path).name})"
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -138,7 +138,9 @@ class library_errors:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            raise UserError(f"data set {self.dataset!r} cannot be loaded: {one_line(error)}") from error
+            here = Path(self.dataset).expanduser().exists()
+            advice = "" if here else " (there is no file or folder of that name here)"
+            raise UserError(f"data set {self.dataset!r} cannot be loaded: {one_line(error)}{advice}") from error
 
 
 def _hub_builder(source: Source):

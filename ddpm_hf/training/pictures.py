@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from ddpm_hf.config import TrainConfig
-from ddpm_hf.figures import make_grid
+from ddpm_hf.figures import class_columns, make_grid
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import make_scheduler
 from ddpm_hf.training.parts import build_pipeline
@@ -31,11 +31,14 @@ def draw(
     """Images (B, C, S, S) in [-1, 1] from ``seeds``, image of seed i of class i in turn; ``check`` between steps."""
     classes = pipeline.num_classes
     labels = None if classes is None else [seed % classes for seed in seeds]
-    with accelerator.autocast():
-        for step in pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds):
-            sample = step.sample
-            check()
-    return sample
+    denoising = pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds)
+    step = None
+    while True:
+        with accelerator.autocast():  # of a step alone: what ``check`` raises must not leave it on
+            last, step = step, next(denoising, None)
+        if step is None:
+            return last.sample
+        check()
 
 
 def seeds_of_rank(count: int, batch: int, accelerator: Accelerator) -> list[list[int]]:
@@ -58,8 +61,7 @@ def sample_grid(
             images += pipeline.postprocess(draw(pipeline, seeds, steps, accelerator, check))
         else:  # more ranks than images: the others' checks are answered all the same
             wait(steps, check)
-    classes = pipeline.num_classes
-    return make_grid(gather_object(images), classes if classes and classes <= count else None)
+    return make_grid(gather_object(images), class_columns(count, pipeline.num_classes or 0))
 
 
 def wait(steps: int, check: Callable[[], None]):

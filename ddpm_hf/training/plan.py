@@ -13,6 +13,7 @@ from ddpm_hf.hub import checkpoints_of
 from ddpm_hf.training.trainer import Trainer
 
 PROBE_STEPS = 5
+FEW_STEPS = 2000  # the smallest networks here show things in as many steps of 32 images
 
 
 def print_plan(trainer: Trainer):
@@ -35,14 +36,13 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     return [
         ("data set", ", ".join(source.dataset for source in config.sources)),
         ("images", f"{'streamed' if config.streaming else f'{len(data):,}'}, {size}, {_classes(data)}"),
+        ("pictures made", f"{data.output_size[0]} x {data.output_size[1]}, resize {config.resize}"),
         ("validation", f"{len(trainer.validation_data):,} images" if trainer.validation_data else "none"),
         ("bad images", f"{len(data.skipped):,} skipped" if data.skipped else "none"),
         ("network", f"{type(trainer.state.unet).__name__}, {trainer.num_parameters:,} parameters"),
         ("compute", f"{gflop:.2f} GFLOP an image forward, about {3 * gflop:.2f} for training"),
-        (
-            "steps",
-            f"{trainer.total_steps:,} of {config.train_batch_size} images" + (f", {done:,} done" if done else ""),
-        ),
+        ("steps", _steps(trainer, done)),
+        ("learning rate", f"{config.learning_rate:g}, {_warmup(trainer)}, then {config.lr_scheduler}"),
         ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {accelerator.mixed_precision}"),
         ("speed", f"{config.train_batch_size / seconds:,.1f} images/s ({PROBE_STEPS} steps, after 2 to warm up)"),
         ("time to finish", f"about {timedelta(seconds=round(left * seconds))}, validation and pictures aside"),
@@ -54,6 +54,17 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
         ("  pipeline", f"{trainer.folder / 'pipeline'}, at the end"),
         ("  trackers", ", ".join(trainer.trackers.names) or "none"),
     ]
+
+
+def _steps(trainer: Trainer, done: int) -> str:
+    total, batch = trainer.total_steps, trainer.config.train_batch_size
+    epochs = "" if trainer.config.streaming else f", {total * batch / len(trainer.data):.3g} epochs"
+    few = f"; few: pictures take some {FEW_STEPS:,}" if total < FEW_STEPS else ""
+    return f"{total:,} of {batch} images{epochs}{f', {done:,} done' if done else ''}{few}"
+
+
+def _warmup(trainer: Trainer) -> str:
+    return f"{min(trainer.config.lr_warmup_steps, trainer.total_steps // 2):,} steps of warm-up"
 
 
 def _classes(data) -> str:

@@ -12,7 +12,7 @@ def first_line(trainer, resumed: bool) -> str:
     size = f"{data.num_channels}x{config.sample_size}x{config.sample_size}"
     images = f"streamed images of {size}" if config.streaming else f"{len(data):,} images of {size}"
     held_out = f" ({len(trainer.validation_data):,} for validation)" if trainer.validation_data else ""
-    skipped = f", {len(data.skipped)} bad images skipped" if data.skipped else ""
+    skipped = f", {len(data.skipped)} bad images skipped (first: {data.skipped[0][:-1]})" if data.skipped else ""
     return (
         f"{f'resuming at step {trainer.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
         f"{trainer.num_parameters:,} parameters, {trainer.total_steps:,} steps of {config.train_batch_size} images, "

@@ -58,7 +58,10 @@ class Trackers:
         for i, value in enumerate(record.get("validation_loss_by_timestep") or ()):
             if value is not None:
                 numbers[f"validation_loss_by_timestep/{i}"] = value
-        self._try(lambda: self.accelerator.log(numbers, step=record["step"]))
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else ():
+            # older versions of Accelerate keep the step from trackio
+            log = tracker.tracker.log if tracker.name == "trackio" else tracker.log
+            self._try(lambda log=log: log(numbers, step=record["step"]))
 
     def log_grid(self, grid: Image.Image, step: int):
         """Add a picture; called on the main process."""

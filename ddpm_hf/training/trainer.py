@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
-from ddpm_hf.devices import best_device, bf16_is_faster
+from ddpm_hf.devices import best_device, bf16_is_faster, keep_freed_memory
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub import checkpoints_of, export_pipeline
@@ -303,6 +303,8 @@ class Trainer:
             self.metrics.forget_after(self.state.step)
         self.accelerator.wait_for_everyone()
         self.trackers.start(self.config.model_dump(mode="json"))
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.accelerator.print(first_line(self, resumed=checkpoint is not None))
 
     def _resume(self, checkpoint: Path):

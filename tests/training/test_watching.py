@@ -176,7 +176,9 @@ def test_the_plan_says_what_it_would_do_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
     assert lines["images"].startswith("903, 1 x 32 x 32, 10 classes (T-shirt/top, Trouser")
     assert lines["network"] == f"MyUNet, {trainer.num_parameters:,} parameters"
-    assert lines["steps"] == "12 of 8 images"
+    assert lines["steps"] == "12 of 8 images, 0.106 epochs; few: pictures take some 2,000"
+    assert lines["learning rate"] == "0.001, 2 steps of warm-up, then cosine"
+    assert lines["pictures made"] == "28 x 28, resize auto"
     assert float(lines["speed"].split()[0].replace(",", "")) > 1
     assert lines["  checkpoints"] == f"{tmp_path / 'run' / 'checkpoints'}, every 4 steps"
     assert set(lines) >= {
