@@ -26,7 +26,9 @@ class Classes:
         self.tables = tables
         self.labelled = len(tables) > 1 or tables[0].labels is not None
         names = [_own_names(table, title) for table, title in zip(tables, titles)]
-        self.counts = [max(1, _num_classes(table)) for table in tables] if self.labelled else [0]
+        self.counts = [0]
+        if self.labelled:
+            self.counts = [max(1, table.num_classes if own is None else len(own)) for table, own in zip(tables, names)]
         self.first = np.concatenate(([0], np.cumsum(self.counts)))[:-1].tolist()
         self.names = names[0] if len(tables) == 1 else _told_apart(names, titles, self.counts)
 
@@ -56,7 +58,7 @@ class Classes:
         if table.names is None or trained.names is None:
             known = {label: label for label in range(count)}
         else:
-            ids = {name: label for label, name in enumerate(trained.names)}
+            ids = {name: label for label, name in enumerate(trained.names[:count])}
             known = {label: ids[name] for label, name in enumerate(table.names) if name in ids}
         used = np.unique(labels)
         for label in used.tolist():
@@ -67,10 +69,6 @@ class Classes:
                     f"{trained.split!r} does not have; choose another validation_split."
                 )
         return np.array([known[label] for label in used.tolist()], np.int64)[np.searchsorted(used, labels)]
-
-
-def _num_classes(table: Table) -> int:
-    return max(table.num_classes, len(table.source.label_names or ()) if table.labels is not None else 0)
 
 
 def _own_names(table: Table, title: str) -> list[str] | None:

@@ -68,6 +68,24 @@ def test_a_set_s_own_settings(tmp_path):
             opened(first, source)
 
 
+def test_names_tell_how_many_classes_a_set_has(tmp_path):
+    first = numbered(tmp_path / "set" / "train.parquet", [1, 2], labels=[0, 1], names=["a", "b", "c", "d"])
+    numbered(tmp_path / "set" / "test.parquet", [3, 4], labels=[1, 0], names=["a", "b", "c", "d"])
+    second = numbered(tmp_path / "b.parquet", [5, 6], labels=[0, 1], names=["x", "y"])
+    data, _ = opened(Source(first, label_names=("one", "two")), second)
+    assert (data.labels.tolist(), data.label_names, data.num_classes) == ([0, 1, 2, 3], ["one", "two", "x", "y"], 4)
+    data, _ = opened(Source(first, label_names=("one", "two", "three", "four", "five")), second)
+    assert (data.labels.tolist(), data.num_classes, len(data.label_names)) == ([0, 1, 5, 6], 7, 7)
+    few = Source(str(tmp_path / "set"), label_names=("one", "two"))
+    data, validation = opened(few, validation_split="test")
+    assert (data.num_classes, data.label_names, validation.labels.tolist()) == (2, ["one", "two"], [1, 0])
+    numbered(tmp_path / "set" / "test.parquet", [3, 4], labels=[1, 2], names=["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="has the label 'c', which its split 'train' does not have"):
+        opened(few, validation_split="test")
+    with pytest.raises(UserError, match="1 label_names do not cover labels 0 to 1 of data set"):
+        opened(Source(first, label_names=("one",)), second)
+
+
 def test_weights(tmp_path):
     paths = [numbered(tmp_path / f"{i}.parquet", range(count)) for i, count in enumerate((30, 10))]
     weights = [opened(*(Source(p, weight=w) for p, w in zip(paths, ws)))[0].weights for ws in ((3, 1), (None, None))]
