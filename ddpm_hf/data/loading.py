@@ -127,24 +127,32 @@ def _validation_parts(splits, parts, split: str | None, most: int, shares, seed:
     """For every set the rows to validate on: of another split, or held out of its training rows; possibly none."""
     if split is None:
         return [Part(part.table, part.rows[:0]) for part in parts]
-    tables = [_validation_table(opened, split) for opened in splits]
+    sources = [opened.source for opened in splits]
+    tables = [_validation_table(opened, split, sources) for opened in splits]
+    quotas = [max(quota, 1) for quota in largest_remainders(most, shares)]
+    identities = [part.table.identity for part in parts]
     result = []
-    for number, (table, part, quota) in enumerate(zip(tables, parts, largest_remainders(most, shares))):
-        quota = max(quota, 1)
+    for table, part, quota in zip(tables, parts, quotas):
         if table is None:
+            # of a set that is there twice, the same images: none of them is trained on
+            quota = max(other for identity, other in zip(identities, quotas) if identity == part.table.identity)
+            number = identities.index(part.table.identity)
             result.append(Part(part.table, _held_out(part.rows, quota, (seed, number))))
         else:
             result.append(Part(table, _spread(table, quota)))
     return result
 
 
-def _validation_table(splits: Splits, split: str) -> Table | None:
+def _validation_table(splits: Splits, split: str, sources: list[Source]) -> Table | None:
     """The split to validate on; None where "auto" finds none that training leaves alone and whose labels are told."""
+    alike = [source for source in sources if source.reads_like(splits.source)]
     if split != "auto":
+        for source in alike:
+            source.refuse_to_validate_on(split)
         table = splits.open(split)
         table.check_labels()
         return table
-    trained = {"test" if name == "t10k" else name for name in splits.source.split_names}
+    trained = {name for source in alike for name in source.split_names}
     for name in VALIDATION_SPLITS:
         if name in splits.names and name not in trained:
             table = splits.open(name)

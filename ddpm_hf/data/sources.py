@@ -1,5 +1,6 @@
 """Where images come from: the Hub, a folder, or a parquet, arrow or IDX file, told apart and opened undecoded."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,26 @@ class Source:
     @property
     def split_names(self) -> list[str]:
         """The splits it reads, without slices: 'train[:10%]+test' is train and test."""
-        return [re.sub(r"\[.*", "", name).strip() for name in self.split.split("+")]
+        return [name.partition("[")[0] for name in _split_parts(self.split)]
+
+    def reads_like(self, other: "Source") -> bool:
+        """Whether both are of the same data set, so that a split of one has the images of the other's."""
+        return (self.dataset, self.config, self.revision) == (other.dataset, other.config, other.revision)
+
+    def refuse_to_validate_on(self, split: str):
+        """Raise a UserError where ``split`` has images that are trained on; two slices are taken to be apart."""
+        for trained, name in itertools.product(_split_parts(self.split), _split_parts(split)):
+            sliced = "[" in trained and "[" in name
+            if trained == name or (trained.partition("[")[0] == name.partition("[")[0] and not sliced):
+                raise UserError(
+                    f"validation_split {split!r} of data set {self.dataset!r} has images of its split {self.split!r}, "
+                    f"which is trained on; another split, or validation_split: auto, would be right."
+                )
+
+
+def _split_parts(split: str) -> list[str]:
+    names = [name.strip() for name in split.split("+")]
+    return ["test" + name[len("t10k") :] if name.partition("[")[0] == "t10k" else name for name in names]
 
 
 class Splits:

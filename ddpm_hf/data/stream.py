@@ -247,6 +247,8 @@ def open_stream(
     split = StreamedSplit(splits, source.split, max_images)
     rule, data, validation = split.rule(fitting), split.data, None
     if validation_split is not None:
+        if validation_split != "auto":
+            source.refuse_to_validate_on(validation_split)
         validation = _of_another_split(splits, split, validation_split, validation_images, fitting, rule)
         if validation is None:
             count = _num_held_out(split, splits.num_images(source.split), max_images, validation_images)

@@ -1,11 +1,13 @@
 """Several data sets as one, and which images are validated on."""
 
+import re
+
 import numpy as np
 import pytest
 from making import LABELS, NAMES, PIXELS, numbered, told, write_idx
 from PIL import Image
 
-from ddpm_hf.data import Source, open_data
+from ddpm_hf.data import Source, open_data, open_stream
 from ddpm_hf.errors import UserError
 
 
@@ -164,6 +166,44 @@ def test_labels_stay_with_their_images(tmp_path, memory):
         values = np.array(told(data.images))
         assert np.array_equal(data.labels, np.where(values < 100, values % 3, 3 + values % 4))
     assert data.sizes == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("trained", "validated"),
+    [("train", "train"), ("train+test", "test"), ("test", "test + val"), ("train", "train[:9]"), ("t10k", "test")],
+)
+def test_images_that_are_trained_on_are_not_validated_on(tmp_path, trained, validated):
+    path = folder(tmp_path, train=(range(30), None), test=(range(30), None), val=(range(9), None))
+    message = (
+        rf"^validation_split '{re.escape(validated)}' of data set .* has images of its split '{re.escape(trained)}'"
+    )
+    source = Source(path, split=trained)
+    with pytest.raises(UserError, match=message):
+        source.refuse_to_validate_on(validated)
+    if trained == "train+test":
+        for read in (open_data, lambda sources, **settings: open_stream(*sources, **settings)):
+            with pytest.raises(UserError, match=message):
+                read([source], validation_split=validated)
+
+
+def test_slices_and_other_splits_are_validated_on(tmp_path):
+    Source("a/b", split="train[:90%]").refuse_to_validate_on("train[90%:]")
+    path = folder(tmp_path, train=(range(30), None), test=(range(40, 49), None), val=(range(60, 69), None))
+    sources = [Source(path), Source(path, split="val")]
+    assert set(told(opened(*sources, validation_split="auto")[1].images)) == set(range(40, 49))
+    with pytest.raises(UserError, match="validation_split 'val' of data set"):
+        opened(*sources, validation_split="val")
+
+
+def test_of_a_set_that_is_there_twice_the_same_images_are_held_out(tmp_path):
+    other = numbered(tmp_path / "other.parquet", range(100, 160))
+    path = numbered(tmp_path / "set.parquet", range(100))
+    sources = [Source(path, weight=1, name="a"), Source(other, weight=1), Source(path, weight=8, name="b")]
+    train, validation = opened(*sources, validation_split="auto", validation_images=6)
+    assert validation.sizes == (4, 1, 4)
+    assert not set(told(train.images)) & set(told(validation.images))
+    held = told(validation.images)
+    assert held[:4] == held[5:]
 
 
 def test_validation_images_are_spread_over_the_classes(tmp_path):
