@@ -190,12 +190,46 @@ def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callab
     for kind in ("parquet", "arrow"):
         if files := sorted(str(file) for file in path.rglob(f"*.{kind}")):
             return {name: opener(kind, data_files=chosen) for name, chosen in _files_of_splits(files).items()}
-    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+    if not _has_images(path):
         raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
-    folders = {name: path / name for name in SPLITS if (path / name).is_dir()} or {"train": path}
-    # all files of the folder, whatever the library would make of a "test" in their names
-    files = {"train": "**"}
-    return {name: opener("imagefolder", data_dir=str(folder), data_files=files) for name, folder in folders.items()}
+    return {
+        name: lambda folder=folder: opener("imagefolder", data_dir=folder, data_files={"train": _image_files(folder)})()
+        for name, folder in _split_folders(path).items()
+    }
+
+
+def _split_folders(path: Path) -> dict[str, str]:
+    """The folders of the splits of an image folder: its own ones if all are called like splits, or else itself.
+
+    Raises:
+        UserError: where it cannot be told.
+    """
+    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))]
+    names = [folder.name for folder in folders if _has_images(folder)]
+    splits = {name: str(path / name) for name in SPLITS if name in names}
+    if "train" not in splits or len(splits) == 1 < len(names):
+        return {"train": str(path)}
+    if others := sorted(set(names) - set(splits)):
+        raise UserError(
+            f"folder {path} has {', '.join(splits)} like splits, but {', '.join(others[:5])} beside them: only folders "
+            f"of splits, or only folders of classes, would be right."
+        )
+    return splits
+
+
+def _has_images(path: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*"))
+
+
+def _image_files(folder: str):
+    """All pictures in a folder, whatever the library would make of a "test" in their names, of archives, metadata."""
+    from datasets.data_files import DataFilesList
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    found = DataFilesList.from_patterns(["**"], base_path=folder)
+    suffixes = {*IMAGE_SUFFIXES, *ImageFolder.EXTENSIONS}
+    kept = [i for i, file in enumerate(found) if Path(file).suffix.lower() in suffixes]
+    return DataFilesList([found[i] for i in kept], [found.origin_metadata[i] for i in kept])
 
 
 def _load_files(kind: str, **options):

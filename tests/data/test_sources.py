@@ -1,15 +1,16 @@
 """Sources: every layout gives the same arrays, padding is exact, and what is wrong with a data set is one line."""
 
 import gzip
+import zipfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from making import LABELS, NAMES, PIXELS, RNG, table, write_idx
+from making import LABELS, NAMES, PIXELS, RNG, table, told, write_idx
 from PIL import Image
 
-from ddpm_hf.data import load_images
+from ddpm_hf.data import Source, load_images, open_stream
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipeline import MyDDPMPipeline
 
@@ -220,6 +221,45 @@ def test_splits_of_local_data(tmp_path):
         assert counts == [4, 2, 6]
         with pytest.raises(UserError, match="has no split 'validation'; it has train, test"):
             load_images(source, split="validation")
+
+
+def pictures(path, *names):
+    for value, name in enumerate(names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), value).save(path / name)
+    return str(path)
+
+
+def test_classes_called_like_a_split(tmp_path):
+    vehicles = pictures(tmp_path / "a", "bus/0.png", "car/1.png", "train/2.png")
+    data = load_images(vehicles, sample_size=8)
+    assert (data.label_names, told(data.images)) == (["bus", "car", "train"], [0, 1, 2])
+    data = load_images(pictures(tmp_path / "b", "test/0.png", "val/1.png"), sample_size=8)
+    assert (data.label_names, len(data)) == (["test", "val"], 2)
+    # what holds no pictures, or is hidden, is no class
+    splits = pictures(tmp_path / "c", "train/x/0.png", "train/y/1.png", "val/x/2.png", "__MACOSX/3.png", ".old/4.png")
+    (tmp_path / "c" / "notes").mkdir()
+    assert told(load_images(splits, sample_size=8).images) == [0, 1]
+    assert told(load_images(splits, split="val", sample_size=8).images) == [2]
+    mixed = pictures(tmp_path / "d", "train/0.png", "test/1.png", "extra/2.png")
+    with pytest.raises(UserError, match="has train, test like splits, but extra beside them: only folders of splits"):
+        load_images(mixed)
+
+
+def test_only_pictures_are_read_of_a_folder(tmp_path):
+    path = pictures(tmp_path / "set", "a/0.png", "a/1.PNG", "b/[2]*.Png", "b/3.tiff", "b/4.jp2")
+    names = ["a", "b"]
+    (tmp_path / "set" / "a.zip").write_text("x")
+    with zipfile.ZipFile(tmp_path / "set" / "a" / "b.zip", "w") as archive:
+        archive.write(tmp_path / "set" / "a" / "0.png", "5.png")
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,label\na/0.png,7\n")
+    (tmp_path / "set" / "a" / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
+    data = load_images(path, sample_size=8)
+    assert (told(data.images), data.labels.tolist(), data.label_names) == ([0, 1, 3, 4, 2], [0, 0, 1, 1, 1], names)
+    data, _ = open_stream(Source(path), sample_size=8, validation_split=None, shuffle_buffer_size=1)
+    assert told(data.next(5)[0]) == [0, 1, 3, 4, 2]
+    Image.new("L", (8, 8), 9).save(tmp_path / "set" / "a" / "0.png")
+    assert told(load_images(path, sample_size=8).images)[0] == 9
 
 
 def test_damaged_idx_files(sources):
