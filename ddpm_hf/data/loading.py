@@ -212,7 +212,8 @@ def _fit_in_file(parts: list[Part], fitting: Fitting, rule: Rule, cache: bool, n
         skipped = [report.skipped for report in reports]
         return {"rule": asdict(rule), "shape": _one_shape(rule, reports), "skipped": skipped}
 
-    key = json.dumps([[(part.table.identity, len(part.rows)) for part in parts], asdict(fitting)])
+    identities = [(part.table.identity, part.table.files_state(), len(part.rows)) for part in parts]
+    key = json.dumps([identities, asdict(fitting)])
     images, told = stored_images(key, cache, make)
     shape = None if told["shape"] is None else tuple(told["shape"])
     rule = Rule(**{**told["rule"], "shape": told["rule"]["shape"] and tuple(told["rule"]["shape"])})

@@ -1,5 +1,7 @@
 """One split of a source, opened but not decoded: rows with an image each, and their labels."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,6 +43,10 @@ class Table:
             return 0
         return len(self.names) if self.names is not None else int(self.labels.max()) + 1
 
+    def files_state(self) -> str:
+        """Text that changes when files do that the rows only point to."""
+        return ""
+
     def check_labels(self):
         """Raise a UserError for a label below 0."""
         if self.labels is not None and self.labels.min() < 0:
@@ -68,6 +74,15 @@ class EncodedTable(Table):
         # as arrow: rows are neither decoded nor made Python objects before they are asked for
         self.table = table.select_columns(self.column).with_format("arrow")
 
+    def files_state(self) -> str:
+        """The sizes and times of the files, as a hash: there may be millions."""
+        state = hashlib.sha256()
+        for chunk in self.table.data.column(self.column).chunks:  # of all rows that lie below: those chosen are of them
+            fields = dict(zip((field.name for field in chunk.type), chunk.flatten()))
+            for path in fields["path"].filter(fields["bytes"].is_null()).to_pylist():
+                state.update(_file_state(path).encode())
+        return state.hexdigest()
+
     def encoded(self, rows: np.ndarray) -> Iterator[tuple[int, Encoded]]:
         """The images of ``rows``, ascending, each with its row."""
         few = len(rows) * 8 < self.count  # picked one by one; otherwise all are read, in pieces without a copy
@@ -78,6 +93,14 @@ class EncodedTable(Table):
         for row, image in zip(rows if few else range(self.count), images):
             if wanted[row]:
                 yield int(row), image
+
+
+def _file_state(path: str | None) -> str:
+    try:
+        found = os.stat(path or "")
+    except (OSError, ValueError):  # not there, or not on this disk
+        return "none "
+    return f"{found.st_size} {found.st_mtime_ns} "
 
 
 def encoded_images(column) -> Iterator[Encoded]:

@@ -1,16 +1,20 @@
 """Images in an Arrow file: the same as in memory, made once, whole or not at all, and gathered without a copy of it."""
 
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from making import LABELS, NAMES, PIXELS, RNG, numbered, table, told, write_idx
+from PIL import Image
 
 from ddpm_hf.data import MappedImages, Source, load_images, loading, open_data, store
 from ddpm_hf.errors import UserError
@@ -96,6 +100,35 @@ def test_made_once_and_anew_when_the_data_or_the_settings_change(tmp_path, made,
     numbered(tmp_path / "a.parquet", range(30, 60))
     assert told(open_data(source, **TINY, validation_split=None)[0].images) == list(range(30, 60))
     assert not list(cache.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_made_anew_when_a_file_changes_that_a_row_points_to(tmp_path, made, kind):
+    paths = [str(tmp_path / f"{value}.png") for value in range(4)]
+    for value, path in enumerate(paths):
+        Image.new("L", (8, 8), value).save(path)
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [None, *paths]}, features=features)
+    source = str(tmp_path / ("set" if kind == "saved" else f"set.{kind}"))
+    if kind == "parquet":
+        pq.write_table(rows.data.table, source)
+    else:
+        file = source
+        if kind == "saved":
+            rows.save_to_disk(source)  # the bytes of the files, until they are taken away again
+            file = str(next((tmp_path / "set").glob("*.arrow")))
+        with pa.ipc.new_stream(file, rows.data.schema) as writer:
+            writer.write_table(rows.data.table)
+    options = {"on_bad_image": "skip", **TINY}
+    for _ in range(2):
+        assert told(load_images(source, **options).images) == [0, 1, 2, 3]
+    assert len(made) == 1
+    before = os.stat(paths[3])
+    Image.new("L", (8, 8), 99).save(paths[3])
+    os.utime(paths[3], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert told(load_images(source, **options).images) == [0, 1, 2, 99]
+    os.remove(paths[3])
+    assert told(load_images(source, **options).images) == [0, 1, 2]
 
 
 def test_skipped_images_are_told_of_again(tmp_path, made):
