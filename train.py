@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             return run_command(run)
         except StopRequested:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"stopped before the first step ({stop.reason}); the same command starts again.")
+                print(f"stopped before the first step ({stop.reason}); the same command goes on.")
             return 0
         except KeyboardInterrupt:
             print("ended at once; the newest checkpoint is whole, and the same command goes on from it.")

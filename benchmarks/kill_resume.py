@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from tqdm.auto import tqdm
 
-from ddpm_hf.training.checkpoints import newest_whole
+from ddpm_hf.checkpoints import newest_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS_PER_KILL = 15
@@ -76,7 +76,10 @@ def launch(arguments: list[str], processes: int = 1) -> psutil.Process:
 
 def kill(process: psutil.Process):
     """SIGKILL to a process and all that it started: launchers put their workers into sessions of their own."""
-    family = [process, *process.children(recursive=True)]
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
     for member in family:
         try:
             member.send_signal(signal.SIGKILL)

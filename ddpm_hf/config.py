@@ -122,7 +122,7 @@ class TrainConfig(BaseModel):
     # ---- optimisation
     train_batch_size: int = Field(64, ge=1, description="images per optimizer step, over all processes together")
     gradient_accumulation_steps: int = Field(1, ge=1, description="parts a process splits its share of a batch into")
-    num_epochs: float = Field(20, gt=0, description="passes over the images")
+    num_epochs: float = Field(20, gt=0, le=1e6, description="passes over the images")
     max_train_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of num_epochs")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after the warm-up")
@@ -198,6 +198,8 @@ class TrainConfig(BaseModel):
             given = {"dataset_config", "dataset_revision", "image_column", "label_column", "label_names"}
             if wrong := sorted(name for name in given if getattr(self, name) is not None):
                 raise ValueError(f"{wrong[0]} belongs into the entries of datasets")
+        if self.streaming and self.score_features and self.validation_split is None:
+            raise ValueError("score_features needs images to compare with: give a streamed run a validation_split")
         if self.streaming and self.max_train_steps is None:
             raise ValueError("streaming needs max_train_steps: the number of images is not known")
         return self
@@ -222,6 +224,11 @@ class TrainConfig(BaseModel):
         if len(set(decays)) < len(decays):
             raise ValueError("the decays must differ")
         return value
+
+    @field_validator("mixed_precision", "torch_compile", mode="before")
+    @classmethod
+    def _no(cls, value):
+        return "no" if value is False else value  # what YAML makes of the word
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -344,6 +351,9 @@ def _nearest_setting(name: str) -> str:
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][:1])
+    if len(first["loc"]) > 1 and name == "datasets":
+        entry, *rest = first["loc"][1:]
+        return f"setting 'datasets', entry {entry}: {'.'.join(map(str, rest))}: {first['msg'].lower()}."
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; {_nearest_setting(name)}"
     if first["type"] == "missing":

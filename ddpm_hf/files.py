@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,12 +16,24 @@ def write_whole(path: Path, write: Callable[[Path], object]):
     os.close(handle)
     partial = Path(name)
     try:
-        write(partial)
+        with named(path):
+            write(partial)
         os.chmod(partial, 0o666 & ~_umask())
         sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: Path):
+    """Give an OSError that does not say which file it is about the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 

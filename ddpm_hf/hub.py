@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ddpm_hf import pipeline as pipeline_module
 from ddpm_hf import scheduler as scheduler_module
 from ddpm_hf import unet as unet_module
+from ddpm_hf.checkpoints import newest_whole
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler
@@ -50,12 +51,15 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
         UserError: if something else than an exported pipeline is in its place. It is not touched.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not _is_replaceable(folder):
-        raise UserError(f"{folder.name} exists and is not an exported pipeline; choose another folder.")
+    if folder.exists() and not is_replaceable(folder):
+        raise UserError(f"{folder} exists and is not an exported pipeline; choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         partial = Path(parent) / "new"
-        _write_pipeline(partial, pipeline, dtype)
+        try:
+            _write_pipeline(partial, pipeline, dtype)
+        except Exception as error:  # safetensors and the system each raise their own for a full disk
+            raise UserError(f"pipeline {folder.name} could not be written: {one_line(error)}") from error
         if folder.exists():
             folder.rename(Path(parent) / "old")  # deleted with ``parent``, when the new one is in place
         partial.rename(folder)
@@ -74,7 +78,7 @@ def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
     return diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
 
 
-def _is_replaceable(folder: Path) -> bool:
+def is_replaceable(folder: Path) -> bool:
     """Whether ``folder`` is empty, or an exported pipeline that is not a checkout."""
     if not folder.is_dir():
         return False
@@ -219,15 +223,10 @@ def _pipeline_in(folder: Path) -> Path:
     """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
     if (folder / "model_index.json").exists():
         return folder
-    candidates = [checkpoint / "pipeline" for checkpoint in checkpoints_of(folder)]
-    candidates += [path for path in (folder / "pipeline",) if path.is_dir()]
-    return candidates[-1] if candidates else folder
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a training run, oldest first."""
-    folders = [path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
-    return sorted(folders, key=lambda path: int(path.name[5:]))
+    if (folder / "pipeline").is_dir():
+        return folder / "pipeline"
+    checkpoint, _ = newest_whole(folder)
+    return checkpoint / "pipeline" if checkpoint else folder
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:

@@ -587,7 +587,7 @@ def _samples(run: Path) -> list[dict[str, Any]]:
     from PIL import Image
 
     found = []
-    for path in sorted((run / "samples").glob("*.png")):
+    for path in sorted((run / "samples").glob("step-*.png")):
         try:
             with Image.open(path) as image:
                 found.append((path, image.size))

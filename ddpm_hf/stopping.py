@@ -19,14 +19,16 @@ class StopRequested(BaseException):
 class StopSignal:
     """A context in which SIGTERM, SIGINT and SIGHUP ask for a stop instead of ending the process.
 
-    Until ``begin`` the handler raises StopRequested where it strikes: nothing is at stake yet. From then on it only
-    takes note, and ``check``, called by all ranks at the same places, raises on all of them. A run whose launcher
-    has died stops as well: nobody would collect it. SIGINT repeated after 2 seconds ends the process at once.
+    Until ``begin`` the handler of a single process raises StopRequested where it strikes: nothing is at stake yet.
+    Otherwise it only takes note, and ``check``, called by all ranks at the same places, raises on all of them. A run
+    whose launcher has died stops as well: nobody would collect it. SIGINT repeated after 2 seconds ends the process at
+    once.
     """
 
     def __init__(self):
         self.reason: str | None = None
-        self._at_once = True
+        # one of several ranks must not leave the others waiting for it
+        self._at_once = int(os.environ.get("WORLD_SIZE", "1")) == 1
         self._since = 0.0
         self._group = None
         self._before: dict = {}

@@ -82,6 +82,13 @@ def test_what_is_saved_builds_the_same_config(tmp_path):
         (["--block_out_channels", "[64, 128"], "is not a list such as"),
         (["--dataset", ""], "setting 'dataset': .*at least 1 character"),
         (["--learning_rate"], "argument --learning_rate: expected one argument"),
+        (["--dataset", "null", "--datasets", "[{dataset: x, foo: 1}]"], "'datasets', entry 0: foo: extra inputs"),
+        (["--dataset", "null", "--datasets", "[a]", "--streaming"], "streaming reads one dataset"),
+        (["--ema_max_decay", "[0.9, 0.9]"], "setting 'ema_max_decay': the decays must differ"),
+        (["--report_to", "[auto, wandb]"], "auto and none stand alone"),
+        (["--loss_type", "min_snr", "--prediction_type", "sample", "--rescale_betas_zero_snr"], "the weight 0; use"),
+        (["--model", "unet2d", "--class_conditional"], "takes no labels; use class_conditional: false"),
+        (["--num_epochs", "1e300"], "setting 'num_epochs': .*less than or equal"),
         (["--nonsense", "1"], "unknown setting '--nonsense'; run with --help"),
         (["stray"], "unknown setting 'stray'"),
     ],
@@ -112,3 +119,10 @@ def test_wrong_files_are_one_clear_line(tmp_path, text, message):
 def test_a_missing_file():
     with pytest.raises(UserError, match=r"config file none\.yaml does not exist"):
         load_config(["--config", "none.yaml"])
+
+
+def test_the_word_no_in_yaml_is_the_word(tmp_path):
+    file = write(tmp_path / "a.yaml", "dataset: d\nmixed_precision: no\ntorch_compile: no\nreport_to: none\n")
+    config = load_config(["--config", file])
+    assert (config.mixed_precision, config.torch_compile, config.report_to) == ("no", "no", "none")
+    assert load_config(["--config", file, "--report_to", "none", "--streaming", "false"]).report_to == "none"

@@ -5,7 +5,7 @@
 
 from ddpm_hf.data.arrays import ImageData, MappedImages
 from ddpm_hf.data.loading import load_images, open_data
-from ddpm_hf.data.order import ImageOrder, epoch_order, indices_of_step, mixed_seed
+from ddpm_hf.data.order import ImageOrder, epoch_order, mixed_seed
 from ddpm_hf.data.sources import Source
 from ddpm_hf.data.stream import ImageStream, open_stream
 
@@ -16,7 +16,6 @@ __all__ = [
     "MappedImages",
     "Source",
     "epoch_order",
-    "indices_of_step",
     "load_images",
     "mixed_seed",
     "open_data",

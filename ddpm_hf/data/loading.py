@@ -65,6 +65,9 @@ def open_data(
         UserError: naming the data set, split, column or row that is wrong.
     """
     fitting = Fitting(sample_size, image_mode, resize, on_bad_image)
+    without = [source.dataset for source in sources if not source.weight]
+    if 0 < len(without) < len(sources):
+        raise UserError(f"data set {without[0]!r} has no weight, others have; give all a weight, or none.")
     splits = [Splits(source) for source in sources]
     tables = [opened.open(opened.source.split) for opened in splits]
     titles = distinct_titles([source.title for source in sources])
@@ -75,7 +78,7 @@ def open_data(
 
     whole = _fit_all(parts, fitting, max_memory_gb, cache)
     held = [np.isin(part.rows, v.rows if v.table is part.table else []) for part, v in zip(whole.parts, validation)]
-    weights = tuple(shares) if len(sources) > 1 and any(source.weight for source in sources) else None
+    weights = tuple(shares) if len(sources) > 1 and sources[0].weight else None
 
     def image_data(images, parts: dict[int, Part], **more) -> ImageData:
         labels = [classes.labels(number, part.table, part.rows) for number, part in parts.items()]
@@ -114,9 +117,8 @@ def open_data(
 
 
 def _shares(sources: Sequence[Source], parts: list[Part]) -> list[float]:
-    """Each set's share of the draws: its weight, or its share of the images where it has none; together 1."""
-    total = sum(len(part.rows) for part in parts)
-    weights = [source.weight or len(part.rows) / total for source, part in zip(sources, parts)]
+    """Each set's share of the draws: its weight, or its share of the images where none has one; together 1."""
+    weights = [source.weight or len(part.rows) for source, part in zip(sources, parts)]
     return [weight / sum(weights) for weight in weights]
 
 

@@ -7,19 +7,14 @@ import numpy as np
 
 
 def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed from several whole numbers, by NumPy's SeedSequence."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """One 63-bit seed from several whole numbers, by NumPy's SeedSequence, which overlooks zeros at the end."""
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     """The order of one epoch: a permutation of range(num_images) that depends on (seed, epoch) alone."""
     return np.random.default_rng((seed, epoch)).permutation(num_images)
-
-
-def indices_of_step(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
-    """Image indices (batch_size,) of optimizer step ``step``: the epochs' orders, end to end, cut into batches."""
-    return ImageOrder(seed, [num_images]).indices(step, batch_size)
 
 
 class ImageOrder:

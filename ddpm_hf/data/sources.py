@@ -19,8 +19,8 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "test")  # those that "auto" 
 class Source:
     """One data set to read; the fields are those of an entry of the setting ``datasets``.
 
-    dataset: Hub id, image folder, or parquet, arrow or IDX file or folder. weight: share of the draws; None is its
-    share of the images.
+    dataset: Hub id, image folder, or parquet, arrow or IDX file or folder. weight: share of the draws, of all
+    sets or of none; without, it is their share of the images.
     """
 
     dataset: str

@@ -105,7 +105,7 @@ class ImageWriter:
     """Writes images into an Arrow file as they come, in record batches of one length."""
 
     def __init__(self, path: Path):
-        self.path, self.image_shape, self.count = path, None, 0
+        self.path, self.image_shape = path, None
         self._writer, self._batch, self._filled = None, None, 0
 
     def __enter__(self) -> "ImageWriter":
@@ -117,17 +117,10 @@ class ImageWriter:
         if self._writer is not None:
             self._writer.close()
 
-    def restart(self):
-        """Forget what was written."""
-        if self._writer is not None:
-            self._writer.close()
-        self.image_shape, self.count, self._writer, self._filled = None, 0, None, 0
-
     def write(self, images: np.ndarray):
         """Append uint8 (B, C, S, S)."""
         if self._writer is None:
             self._open(images.shape[1:])
-        self.count += len(images)
         for piece in self._pieces(images):
             self._batch[self._filled : self._filled + len(piece)] = piece.reshape(len(piece), -1)
             self._filled += len(piece)

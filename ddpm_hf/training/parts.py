@@ -77,7 +77,13 @@ def build_scheduler(config: TrainConfig) -> MyDDPMScheduler:
         variance_type=config.variance_type,
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        timestep_spacing=_spacing(config),
     )
+
+
+def _spacing(config: TrainConfig) -> str:
+    """Sampling has to start at the last timestep where that has no signal (Lin et al. 2023, section 3.3)."""
+    return "trailing" if config.rescale_betas_zero_snr else "leading"
 
 
 def _built(component: type, **settings):
@@ -102,7 +108,7 @@ def build_optimizer(config: TrainConfig, unet: torch.nn.Module) -> torch.optim.A
 def build_averages(config: TrainConfig, unet: torch.nn.Module) -> dict[str, EMAModel]:
     """The averages of the weights by their largest decay; each has decay 1 - (1 + step / inv_gamma)^-power up to it."""
     return {
-        f"{decay:g}": EMAModel(
+        repr(float(decay)): EMAModel(
             unet.parameters(),
             decay=decay,
             use_ema_warmup=True,
@@ -140,6 +146,7 @@ def exported_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> diffu
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         clip_sample=True,
+        timestep_spacing=_spacing(config),
     )
     return diffusers.DDPMPipeline(unet, scheduler)
 

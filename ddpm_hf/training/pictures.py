@@ -53,7 +53,8 @@ def sample_grid(
 ) -> Image.Image:
     """A grid of ``count`` images, always from the same noise; columns are classes where there are. Collective.
 
-    Image i depends on its seed alone, so the grid does not depend on the number of ranks.
+    Image i depends on its seed alone, so the grid does not depend on the number of ranks (but for half precision,
+    which rounds differently in batches of other sizes).
     """
     images = []
     for seeds in seeds_of_rank(count, BATCH, accelerator):

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_hf.hub import checkpoints_of
+from ddpm_hf.checkpoints import checkpoints_of, step_of
+from ddpm_hf.training.telling import bad_images
 from ddpm_hf.training.trainer import Trainer
 
 PROBE_STEPS = 5
@@ -38,7 +39,7 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
         ("images", f"{'streamed' if config.streaming else f'{len(data):,}'}, {size}, {_classes(data)}"),
         ("pictures made", f"{data.output_size[0]} x {data.output_size[1]}, resize {config.resize}"),
         ("validation", f"{len(trainer.validation_data):,} images" if trainer.validation_data else "none"),
-        ("bad images", f"{len(data.skipped):,} skipped" if data.skipped else "none"),
+        ("bad images", f"{len(bad_images(trainer)):,} skipped" if bad_images(trainer) else "none"),
         ("network", f"{type(trainer.state.unet).__name__}, {trainer.num_parameters:,} parameters"),
         ("compute", f"{gflop:.2f} GFLOP an image forward, about {3 * gflop:.2f} for training"),
         ("steps", _steps(trainer, done)),
@@ -99,7 +100,7 @@ def probe(trainer: Trainer) -> float:
 
 def _steps_done(folder: Path) -> int:
     checkpoints = checkpoints_of(folder)
-    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    return step_of(checkpoints[-1]) if checkpoints else 0
 
 
 def _peak_memory(device: torch.device) -> str:

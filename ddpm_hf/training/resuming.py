@@ -6,10 +6,9 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ddpm_hf.checkpoints import checkpoints_of, newest_whole
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub import checkpoints_of
-from ddpm_hf.training.checkpoints import newest_whole
 
 # settings that change what a run writes, not the weights it ends with
 FREE_SETTINGS = {

@@ -35,9 +35,12 @@ class FrechetScore:
 
         self.data, self.accelerator = data, accelerator
         self.num_images = min(num_images, len(data))
+        if self.num_images < 2:
+            raise UserError("score_features needs at least 2 real images, for validation or else to train on.")
         example = torch.zeros(2, data.num_channels, *data.output_size)
         network = _load_features(features, example)
         network.num_features = network(example).shape[1]
+        self.has_real = False
         self.metric = FrechetInceptionDistance(network, reset_real_features=False).to(accelerator.device)
 
     @torch.no_grad()
@@ -46,9 +49,12 @@ class FrechetScore:
 
         check: called before every step on all ranks; what it raises ends the work.
         """
+        if not self.has_real:
+            self.metric.reset_real_features = True
+            self.metric.reset()  # of what a stop may have left half-done
+            self._add_real(pipeline, check)
+            self.has_real, self.metric.reset_real_features = True, False
         self.metric.reset()
-        if not self.metric.real_features_num_samples:
-            self._add_real(pipeline)
         for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
             if seeds:
                 sample = draw(pipeline, seeds, steps, self.accelerator, check)
@@ -57,9 +63,10 @@ class FrechetScore:
                 wait(steps, check)
         return self.metric.compute().item()  # sums over the ranks
 
-    def _add_real(self, pipeline: MyDDPMPipeline):
+    def _add_real(self, pipeline: MyDDPMPipeline, check: Callable[[], None]):
         indices = torch.linspace(0, len(self.data) - 1, self.num_images).long()
         for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
+            check()
             if seeds:
                 images, _ = self.data.batch(indices[seeds].numpy())
                 self.metric.update(pipeline.postprocess(images.to(self.accelerator.device), "pt"), real=True)

@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub import export_pipeline
-from ddpm_hf.training.checkpoints import write_checkpoint
 
 USUAL_ERROR_RATE = 0.02  # of the running mean that tells an exploded error from a usual one
 
@@ -42,9 +42,9 @@ class Progress:
         self.bad_steps = 0
         self.step += 1
 
-    def count_bad(self):
-        """Count a step that was skipped."""
-        self.bad_steps += 1
+    def count_skipped(self, bad: bool):
+        """Count a step that was not taken; ``bad`` ones in a row end a run, those of fp16's loss scale do not."""
+        self.bad_steps += bad
         self.skipped_steps += 1
         self.logged_steps += 1
         self.step += 1

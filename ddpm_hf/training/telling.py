@@ -2,8 +2,23 @@
 
 from datetime import timedelta
 
-from ddpm_hf.hub import checkpoints_of
-from ddpm_hf.training.checkpoints import step_of
+from ddpm_hf.config import TrainConfig
+
+UNET2D_LEAVES_OUT = ("residual", "normalize_input", "time_embed_dim", "feed_forward_dim")
+
+
+def bad_images(trainer) -> list[str]:
+    """A line for every image that could not be used, for training or for validation."""
+    return [*trainer.data.skipped, *(trainer.validation_data.skipped if trainer.validation_data else ())]
+
+
+def unused_settings(config: TrainConfig) -> str | None:
+    """A warning of settings that were given and do nothing with this network, or None."""
+    defaults = TrainConfig.model_fields
+    unused = [name for name in UNET2D_LEAVES_OUT if getattr(config, name) != defaults[name].default]
+    if config.model == "my_unet" or not unused:
+        return None
+    return f"{', '.join(unused)} are settings of model my_unet; unet2d has nothing of that kind."
 
 
 def first_line(trainer, resumed: bool) -> str:
@@ -12,7 +27,8 @@ def first_line(trainer, resumed: bool) -> str:
     size = f"{data.num_channels}x{config.sample_size}x{config.sample_size}"
     images = f"streamed images of {size}" if config.streaming else f"{len(data):,} images of {size}"
     held_out = f" ({len(trainer.validation_data):,} for validation)" if trainer.validation_data else ""
-    skipped = f", {len(data.skipped)} bad images skipped (first: {data.skipped[0][:-1]})" if data.skipped else ""
+    bad = bad_images(trainer)
+    skipped = f", {len(bad)} bad images skipped (first: {bad[0][:-1]})" if bad else ""
     return (
         f"{f'resuming at step {trainer.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
         f"{trainer.num_parameters:,} parameters, {trainer.total_steps:,} steps of {config.train_batch_size} images, "
@@ -34,11 +50,10 @@ def facts(trainer) -> dict[str, str]:
         "Precision": accelerator.mixed_precision,
         "Wall time": str(timedelta(seconds=round(state.progress.wall_seconds))),
     }
-    if data.skipped:
-        said["Bad images skipped"] = f"{len(data.skipped):,}, first {data.skipped[0]}"
+    if skipped := bad_images(trainer):
+        said["Bad images skipped"] = f"{len(skipped):,}, first {skipped[0]}"
     if state.progress.skipped_steps:
         said["Steps skipped"] = f"{state.progress.skipped_steps:,}, for a loss that exploded or was not finite"
-    best = trainer.metrics.best_step([step_of(path) for path in checkpoints_of(trainer.folder)])
-    if best is not None:
-        said["Best checkpoint"] = f"step-{best}, by validation loss"
+    if trainer.best_step is not None:
+        said["Best checkpoint"] = f"step-{trainer.best_step}, by validation loss"
     return said

@@ -69,8 +69,11 @@ class Trackers:
             self._try(lambda tracker=tracker: _log_picture(tracker, grid, step))
 
     def finish(self):
-        """Close the run."""
-        self._try(self.accelerator.end_training)
+        """Close the run and end the process group: nothing collective may follow."""
+        if self.names:
+            self._try(self.accelerator.end_training)
+        else:
+            self.accelerator.end_training()
 
     def _try(self, action: Callable[[], None]):
         if not self.names:

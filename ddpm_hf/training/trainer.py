@@ -7,23 +7,32 @@ Nothing random is kept between steps. The order of the images is a function of (
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+    broadcast_object_list,
+    gather_object,
+)
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from ddpm_hf.checkpoints import checkpoints_of, newest_whole, rotate, set_aside_after, step_of
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
 from ddpm_hf.devices import best_device, bf16_is_faster, keep_freed_memory
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.files import write_whole
-from ddpm_hf.hub import checkpoints_of, export_pipeline
+from ddpm_hf.hub import export_pipeline, is_replaceable
 from ddpm_hf.report import write_report
 from ddpm_hf.stopping import StopRequested, StopSignal
-from ddpm_hf.training.checkpoints import rotate, step_of
 from ddpm_hf.training.feed import ArrayFeed, StreamFeed
 from ddpm_hf.training.loss import Draw, diffusion_loss
 from ddpm_hf.training.metrics import Metrics
@@ -39,7 +48,7 @@ from ddpm_hf.training.pictures import fast_pipeline, sample_grid
 from ddpm_hf.training.resuming import agree_on_checkpoint, compare_runs, refuse_changes, settings_before
 from ddpm_hf.training.score import FrechetScore
 from ddpm_hf.training.state import TrainState
-from ddpm_hf.training.telling import facts, first_line
+from ddpm_hf.training.telling import facts, first_line, unused_settings
 from ddpm_hf.training.tracking import Trackers, trackers_for
 from ddpm_hf.training.validation import Validation
 
@@ -91,6 +100,7 @@ class Trainer:
         )
         self.total_steps = config.max_train_steps or config.total_steps(len(self.data))
         self._saved_step: int | None = None
+        self._lock: FileLock | None = None
         self._started = time.perf_counter()
 
     # ---- putting it together
@@ -98,20 +108,30 @@ class Trainer:
     def _refuse_impossible(self):
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"output_dir {self.folder} is a file; a folder would be right.")
+        if (self.folder / "pipeline").exists() and not is_replaceable(self.folder / "pipeline"):
+            raise UserError(f"{self.folder / 'pipeline'} is in the way: the run's pipeline is to be written there.")
         if self.config.mixed_precision == "fp16" and best_device().type == "cpu":
             raise UserError("mixed_precision fp16 needs a GPU; bf16 or no would be right here.")
 
     def _accelerator(self, trackers: list[str]) -> Accelerator:
         mode = self.config.torch_compile
         compilation = None if mode == "no" else TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=self._precision(),
+            # ours are ``parts``; without this, an environment variable of Accelerate's would divide gradients again
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_plugin=compilation,
             log_with=trackers or None,
             project_dir=str(self.folder),
             # one rank writes while the others wait for it
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
         )
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise UserError(
+                f"{accelerator.distributed_type.value} is not supported: every process holds the whole network; "
+                f"accelerate launch --multi_gpu would be right."
+            )
+        return accelerator
 
     def _precision(self) -> str:
         """The precision asked for; "auto" is what the run was started with, or bf16 where it is faster."""
@@ -171,12 +191,16 @@ class Trainer:
         """
         self.stop.begin()
         try:
+            self.stop.check()
             self._start()
             self._loop()
+            return self._finish()
         except StopRequested:
             self._pause()
             return None
-        return self._finish()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _loop(self):
         state, config, stop = self.state, self.config, self.stop
@@ -189,7 +213,9 @@ class Trainer:
                     self._log(bar)
                 if self._is_due(config.sample_steps):
                     self._sample()
-                if state.step >= self.total_steps:
+                if self._is_last:
+                    if not self._is_sound():
+                        self._give_up(math.nan)
                     return
                 stop.check()
                 self.train_step()
@@ -203,20 +229,44 @@ class Trainer:
     def _is_due(self, *intervals: int) -> bool:
         """Whether the step is a multiple of one of the intervals, or the last."""
         step = self.state.step
-        return step > 0 and (step == self.total_steps or any(step % every == 0 for every in intervals if every))
+        return step > 0 and (self._is_last or any(step % every == 0 for every in intervals))
+
+    @property
+    def _is_last(self) -> bool:
+        return self.state.step >= self.total_steps
 
     def train_step(self):
         """One optimizer step and one step of the averages, or, where the loss explodes, none."""
-        config, state, accelerator = self.config, self.state, self.accelerator
-        start, progress = time.perf_counter(), state.progress
-        images, labels = self.feed.batch(state.step)
-        draw = self._draw()
-        torch.manual_seed(mixed_seed(config.seed, accelerator.process_index, state.step, 1))  # dropout
+        config, state, progress = self.config, self.state, self.state.progress
+        start = time.perf_counter()
+        torch.manual_seed(mixed_seed(config.seed, self._rank, state.step, 1))  # dropout
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(config, state.step, self.total_steps)
 
+        loss, error, norm = self._gradients()
+        if self._is_bad(loss, error, norm):
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # forgets the gradients it has unscaled
+            progress.count_skipped(bad=True)
+        else:
+            state.optimizer.step()
+            if state.optimizer.step_was_skipped:  # by fp16's loss scale
+                progress.count_skipped(bad=False)
+            else:
+                state.average_step()
+                progress.count_good(loss, error, norm)
+        state.optimizer.zero_grad()
+        progress.seconds += time.perf_counter() - start
+        if progress.bad_steps > config.max_bad_steps:
+            self._give_up(loss)
+
+    def _gradients(self) -> tuple[float, float, float]:
+        """Leave the clipped gradients of this step; returns the loss, the unweighted error and the gradients' norm."""
+        accelerator = self.accelerator
+        images, labels = self.feed.batch(self.state.step)
+        draw = self._draw()
         self.model.train()
-        sums = torch.zeros(2, device=accelerator.device)  # loss, unweighted error
+        sums = torch.zeros(2, device=accelerator.device)
         size = len(images) // self.parts
         for i in range(self.parts):
             part = slice(i * size, (i + 1) * size)
@@ -224,21 +274,9 @@ class Trainer:
                 loss, error = self._loss(images[part], None if labels is None else labels[part], draw[part])
                 accelerator.backward(loss / self.parts)
             sums += torch.stack((loss.detach(), error)) / self.parts
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-        loss, error, norm = (*accelerator.reduce(sums, "mean").tolist(), norm.item())
-
-        if self._is_bad(loss, error, norm):
-            if accelerator.scaler is not None:
-                accelerator.scaler.update()  # forgets the gradients it has unscaled
-            progress.count_bad()
-        else:
-            state.optimizer.step()
-            state.average_step()
-            progress.count_good(loss, error, norm)
-        state.optimizer.zero_grad()
-        progress.seconds += time.perf_counter() - start
-        if progress.bad_steps > config.max_bad_steps:
-            self._give_up(loss)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        loss, error = accelerator.reduce(sums, "mean").tolist()
+        return loss, error, norm.item()
 
     def _draw(self) -> Draw:
         """This rank's share of the step's random numbers, which are drawn for the whole batch."""
@@ -280,6 +318,12 @@ class Trainer:
         usual = self.state.progress.usual_error
         return usual is not None and error > EXPLODED * usual
 
+    def _is_sound(self) -> bool:
+        """Whether the state is worth keeping: in a row of bad steps it is unless the weights are what is wrong."""
+        if not self.state.progress.bad_steps:
+            return True
+        return all(torch.isfinite(parameter).all() for parameter in self.state.unet.parameters())
+
     def _give_up(self, loss: float):
         kept = checkpoints_of(self.folder)
         where = f"the last good state is {kept[-1]}; go on" if kept else "there is no checkpoint yet; start"
@@ -293,19 +337,56 @@ class Trainer:
 
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest whole checkpoint."""
+        self._occupy()
         checkpoint = agree_on_checkpoint(self.folder, self.accelerator)
         if checkpoint is not None:
             self._resume(checkpoint)
-        if self._is_main:
-            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-            settings = self.config.model_copy(update={"mixed_precision": self.accelerator.mixed_precision})
-            settings.save(self.folder / "config.yaml")
-            self.metrics.forget_after(self.state.step)
-        self.accelerator.wait_for_everyone()
+        self._on_main(self._prepare_folder)
         self.trackers.start(self.config.model_dump(mode="json"))
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.accelerator.print(first_line(self, resumed=checkpoint is not None))
+        if warning := unused_settings(self.config):
+            self.accelerator.print(f"warning: {warning}")
+
+    def _prepare_folder(self):
+        """Clear away what an interrupted run left behind, and write the settings."""
+        samples = self.folder / "samples"
+        samples.mkdir(exist_ok=True)
+        for leftover in samples.glob(".step-*"):
+            leftover.unlink()
+        set_aside_after(self.folder, self.state.step)
+        settings = self.config.model_copy(update={"mixed_precision": self.accelerator.mixed_precision})
+        settings.save(self.folder / "config.yaml")
+        self.metrics.forget_after(self.state.step)
+
+    def _on_main(self, action: Callable[[], object]):
+        """Let the main process do what can fail for a full disk, and end all ranks with one line if it does."""
+        failure = None
+        if self._is_main:
+            try:
+                action()
+            except UserError as error:
+                failure = str(error).removesuffix(".")
+            except OSError as error:
+                failure = f"{error.filename or self.folder}: {error.strerror or error}"
+        if failure := self._agree_on(failure):
+            kept, _ = newest_whole(self.folder)
+            where = f"the newest whole checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
+            raise UserError(f"{failure}; {where}. Once that is mended, the same command goes on.")
+
+    def _occupy(self):
+        """Take ``output_dir`` for this run; the lock goes with the process, however it ends."""
+        taken = False
+        self._on_main(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        if self._is_main:
+            try:
+                self._lock = FileLock(self.folder / ".lock", blocking=False)
+                self._lock.acquire()
+            except Timeout:
+                taken = True
+        if self._agree_on(taken):
+            raise UserError(f"another run is training in {self.folder}; wait for it, or choose another output_dir.")
 
     def _resume(self, checkpoint: Path):
         """Go on from ``checkpoint``, if it is of this run."""
@@ -339,31 +420,28 @@ class Trainer:
 
     def _checkpoint(self):
         """Write the state, unless it is there already or the loss is bad just now."""
-        state = self.state
-        if self._saved_step == state.step or (state.progress.bad_steps and state.step < self.total_steps):
-            return
-        self._save()
+        bad = self.state.progress.bad_steps and not (self._is_last and self._is_sound())
+        if self._saved_step != self.state.step and not bad:
+            self._save()
 
     def _save(self):
         state = self.state
         position = self.feed.state()
         state.streams = None if position is None else gather_object([position])
         self._count_wall_time()
-        failure = None
-        if self._is_main:
-            checkpoints = self.folder / "checkpoints"
-            pipeline = exported_pipeline(self.config, self.data, state.averaged_unet())
-            try:
-                state.save(checkpoints / f"step-{state.step}", pipeline)
-                best = self.metrics.best_step([step_of(folder) for folder in checkpoints_of(self.folder)])
-                rotate(self.folder, self.config.checkpoints_total_limit, best)
-            except (UserError, OSError) as error:
-                failure = str(error)
-        if failure := self._agree_on(failure):
-            kept = checkpoints_of(self.folder)
-            newest = f"the newest whole one is {kept[-1].name}" if kept else "there is none yet"
-            raise UserError(f"{failure}; {newest}. With space on the disk, the same command goes on from there.")
+        self._on_main(self._write_checkpoint)
         self._saved_step = state.step
+
+    def _write_checkpoint(self):
+        state = self.state
+        pipeline = exported_pipeline(self.config, self.data, state.averaged_unet())
+        state.save(self.folder / "checkpoints" / f"step-{state.step}", pipeline)
+        rotate(self.folder, self.config.checkpoints_total_limit, self.best_step)
+
+    @property
+    def best_step(self) -> int | None:
+        """The checkpoint with the lowest validation loss, if one was validated."""
+        return self.metrics.best_step([step_of(folder) for folder in checkpoints_of(self.folder)])
 
     def _count_wall_time(self):
         now = time.perf_counter()
@@ -383,8 +461,7 @@ class Trainer:
         if self.score and self._is_due(config.score_steps):
             pipeline, steps = self._fast_pipeline()
             record["frechet_distance"] = self.score(pipeline, steps, self.stop.check)
-        if self._is_main:
-            self.metrics.append(record)
+        self._on_main(lambda: self.metrics.append(record))
         self.trackers.log(record)
         progress.start_line()
         shown = {name: record[name] for name in ("loss", "validation_loss") if record.get(name) is not None}
@@ -421,34 +498,42 @@ class Trainer:
             return
         pipeline, steps = self._fast_pipeline()
         grid = sample_grid(pipeline, self.config.num_samples, steps, self.accelerator, self.stop.check)
+        self._on_main(lambda: write_whole(path, grid.save))
         if self._is_main:
-            write_whole(path, grid.save)
             self.trackers.log_grid(grid, self.state.step)
 
     # ---- the end
 
     def _pause(self):
-        """Save the state of a run that was asked to stop."""
-        if self._saved_step != self.state.step:
+        """Save the state of a run that was asked to stop, if it is worth keeping."""
+        state = self.state
+        if state.step == 0:
+            self.accelerator.print(f"stopped before the first step ({self.stop.reason}); the same command goes on.")
+            return
+        if self._saved_step != state.step and not state.progress.bad_steps:
             self._save()
         self._report()
-        self.trackers.finish()
+        kept = checkpoints_of(self.folder)
+        where = f"the state is saved in {kept[-1]}" if kept else "there is no checkpoint yet"
         self.accelerator.print(
-            f"stopped at step {self.state.step:,} of {self.total_steps:,} ({self.stop.reason}); the state is saved in "
-            f"{self.folder / 'checkpoints' / f'step-{self.state.step}'}: the same command goes on from there."
+            f"stopped at step {state.step:,} of {self.total_steps:,} ({self.stop.reason}); {where}: the same command "
+            f"goes on from there."
         )
+        self.trackers.finish()
 
     def _finish(self) -> Path:
         folder = self.folder / "pipeline"
-        if self._is_main:
-            export_pipeline(folder, exported_pipeline(self.config, self.data, self.state.averaged_unet()))
-            best = self.metrics.best_step([step_of(path) for path in checkpoints_of(self.folder)])
-            rotate(self.folder, self.config.checkpoints_total_limit, best)
+        self._on_main(self._write_pipeline)
         self._report()
-        self.trackers.finish()
-        self.accelerator.wait_for_everyone()
         self.accelerator.print(f"exported {folder}; python -m ddpm_hf sample {folder} --output grid.png shows pictures")
+        self.accelerator.wait_for_everyone()
+        self.trackers.finish()  # ends the process group: nothing collective after it
         return folder
+
+    def _write_pipeline(self):
+        pipeline = exported_pipeline(self.config, self.data, self.state.averaged_unet())
+        export_pipeline(self.folder / "pipeline", pipeline)
+        rotate(self.folder, self.config.checkpoints_total_limit, self.best_step)
 
     def _report(self):
         if self._is_main:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from ddpm_hf.checkpoints import newest_whole
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.training.checkpoints import newest_whole
 from ddpm_hf.training.state import average_file
 
 RAW = "raw"
@@ -29,7 +29,7 @@ def load_weights_of(run: str | Path, weights: str) -> MyDDPMPipeline:
         raise UserError(complaints[0] + "." if complaints else f"{run} is not the output_dir of a run: no checkpoints.")
     try:
         saved = json.loads((checkpoint / "state.json").read_text())
-        name = weights if weights == RAW else f"{float(weights):g}"
+        name = weights if weights == RAW else repr(float(weights))
         file = checkpoint / "unet.safetensors" if name == RAW else average_file(checkpoint, name, saved)
     except ValueError as error:
         raise UserError(f"{checkpoint} has no weights {weights!r}: {one_line(error)}, besides {RAW!r}.") from None

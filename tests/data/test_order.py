@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ddpm_hf.data import ImageOrder, epoch_order, indices_of_step
+from ddpm_hf.data import ImageOrder, epoch_order, mixed_seed
 from ddpm_hf.data.order import largest_remainders
 
 
@@ -18,7 +18,8 @@ def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch():
 @pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (10, 10), (3, 8), (1, 5)])
 def test_steps_walk_through_the_epochs_without_gap(num_images, batch_size):
     steps = 12
-    seen = np.concatenate([indices_of_step(7, step, batch_size, num_images) for step in range(steps)])
+    order = ImageOrder(7, [num_images])
+    seen = np.concatenate([order.indices(step, batch_size) for step in range(steps)])
     assert len(seen) == steps * batch_size
     for epoch in range(len(seen) // num_images):
         chunk = seen[epoch * num_images : (epoch + 1) * num_images]
@@ -27,9 +28,16 @@ def test_steps_walk_through_the_epochs_without_gap(num_images, batch_size):
 
 @pytest.mark.parametrize("sizes", [[10], [3, 4, 3]])
 def test_without_weights_sets_are_one(sizes):
-    order = ImageOrder(7, sizes)
-    for step in range(9):
-        assert np.array_equal(order.indices(step, 4), indices_of_step(7, step, 4, 10))
+    indices = np.concatenate([ImageOrder(7, sizes).indices(step, 5) for step in range(4)])
+    assert np.array_equal(indices, np.concatenate([epoch_order(7, epoch, 10) for epoch in range(2)]))
+
+
+def test_a_seed_depends_on_every_part_and_on_how_many_there_are():
+    parts = [(), *(part for count in (1, 2, 3, 4) for part in itertools.product((0, 1, 2), repeat=count))]
+    seeds = [mixed_seed(*part) for part in parts]
+    assert len(set(seeds)) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds == [mixed_seed(*part) for part in parts]
 
 
 WEIGHTED = [([50, 10, 3], (0.5, 0.3, 0.2)), ([100, 7], (0.01, 0.99)), ([5, 5, 5], (1, 1, 1)), ([4, 90], (0.97, 0.03))]

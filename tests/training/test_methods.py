@@ -14,7 +14,7 @@ from tiny_runs import DATA, assert_same_weights, metrics, newest, tiny_run, tiny
 from ddpm_hf.__main__ import main as command
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
-from ddpm_hf.training import load_weights_of
+from ddpm_hf.training import exported_pipeline, load_weights_of
 from ddpm_hf.training.telling import facts
 
 METHODS = [
@@ -42,6 +42,16 @@ def test_a_run_with_it_learns_and_loads(tmp_path, settings):
     image = pipeline(1, num_inference_steps=2, seed=0).images[0]
     assert image.mode == settings.get("image_mode", "L")
     assert image.size == ((32, 32) if settings.get("resize") == "crop" else (28, 28))
+
+
+@pytest.mark.parametrize("model", ["my_unet", "unet2d"])
+def test_zero_terminal_snr_is_sampled_from_the_last_timestep(tmp_path, model):
+    settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "class_conditional": False}
+    trainer = tiny_trainer(tmp_path, model=model, **settings)
+    scheduler = exported_pipeline(trainer.config, trainer.data, trainer.state.unet).scheduler
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == 49
+    assert scheduler.alphas_cumprod[49] < 1e-6
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -15,10 +15,10 @@ from helpers import ROOT
 from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, moments_file, newest, train_command, untimed
 
 from benchmarks.kill_resume import kill, launch, survive
-from ddpm_hf.training.checkpoints import newest_whole, problem_of
+from ddpm_hf.checkpoints import newest_whole, problem_of
 
 TWO_RANKS = [*SMOKE, "--max_train_steps", "12", "--checkpointing_steps", "4", "--sample_steps", "6"]
-TWO_RANKS += ["--validation_steps", "4", "--gradient_accumulation_steps", "2"]
+TWO_RANKS += ["--validation_steps", "4", "--gradient_accumulation_steps", "2", "--report_to", "tensorboard"]
 
 
 def wait_for(condition, process, seconds: float = 120):
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_intact(tmp_path):
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "step-4 could not be written" in line
-    assert "the newest whole one is step-2" in line
+    assert "the newest whole checkpoint is step-2" in line
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
     assert problem_of(newest(tmp_path)) is None
     assert "resuming at step 2" in finish(train_command(*whole, "--resume", "force"))

@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny_runs import assert_same_weights, metrics, newest, tiny_run, untimed
+import torch
+from accelerate.state import AcceleratorState
+from tiny_runs import assert_same_weights, metrics, newest, tiny_run, tiny_trainer, untimed
 
+from ddpm_hf.checkpoints import newest_whole, problem_of, rotate, write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
-from ddpm_hf.training.checkpoints import newest_whole, problem_of, rotate, write_checkpoint
 
 VARIANTS = [
     {},
@@ -79,6 +81,17 @@ def test_a_data_set_that_changed_is_noticed(tmp_path):
     tiny_run(tmp_path / "run", **settings, resume="force")
 
 
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    from filelock import FileLock
+
+    tiny_run(tmp_path, max_train_steps=4)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match=r"another run is training in .*; wait for it"):
+        tiny_run(tmp_path, max_train_steps=4)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    tiny_run(tmp_path, max_train_steps=4)
+
+
 # ---- damage
 
 DAMAGES = [
@@ -112,6 +125,31 @@ def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(tmp_path,
     assert "resuming at step 8" in output
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
     assert problem_of(newest(tmp_path / "run")) is None
+
+
+def test_a_damaged_checkpoint_does_not_outlive_the_whole_ones(tmp_path):
+    """With room for one: a run that went back from a damaged step 12 to 8 and stopped at 10 must keep 10."""
+    from test_stopping import StopAt
+
+    tiny_run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "step-12" / "unet.safetensors")
+    trainer = tiny_run(tmp_path / "run", StopAt(3), checkpoints_total_limit=1)
+    assert trainer.state.step == 10
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "step-10" in names
+    assert "step-12" not in names
+    tiny_run(tmp_path / "run", checkpoints_total_limit=1)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_can_be_sampled(tmp_path):
+    tiny_run(tmp_path)
+    shutil.rmtree(tmp_path / "pipeline")
+    flip_a_bit(tmp_path / "checkpoints" / "step-12" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    expected = load_pipeline(tmp_path / "checkpoints" / "step-8" / "pipeline").unet.state_dict()
+    found = load_pipeline(tmp_path).unet.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_without_a_whole_checkpoint_nothing_is_lost(tmp_path):
@@ -215,6 +253,21 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_only(tmp_path):
     assert 15 < operations < 199  # it died at each of them, and then no more
 
 
+def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    """All files and folders are synced, then it is renamed, then the folder above is synced."""
+    import ddpm_hf.checkpoints as checkpoints
+
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    renamed = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, new: (events.append("rename"), renamed(self, new))[1])
+    folder = tmp_path / "checkpoints" / "step-1"
+    checkpoints.write_checkpoint(folder, lambda partial: (partial / "a").write_text("x"))
+    partial = str(folder.with_name(".step-1.partial"))
+    assert set(events[:3]) == {f"{partial}/a", f"{partial}/manifest.json", partial}
+    assert events[3:] == ["rename", str(folder.parent)]
+
+
 def test_a_manifest_knows_every_file(tmp_path):
     tiny_run(tmp_path, max_train_steps=4)
     folder = newest(tmp_path)
@@ -237,9 +290,51 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_last_is_intact(
         written(tensors, path)
 
     monkeypatch.setattr(state, "save_file", save_file)
-    with pytest.raises(UserError, match=r"step-8 could not be written: .*; the newest whole one is step-4.*goes on"):
+    with pytest.raises(UserError, match=r"step-8 could not be written: .*; the newest .* is step-4.*goes on"):
         tiny_run(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
     assert problem_of(tmp_path / "checkpoints" / "step-4") is None
     monkeypatch.undo()
     assert tiny_run(tmp_path).state.step == 12
+
+
+FULL = {
+    "a grid": ("ddpm_hf.training.trainer.write_whole", "step-0000006.png: No space left on device; the newest whole"),
+    "a line": ("ddpm_hf.training.metrics.json.dumps", "metrics.jsonl: No space left on device; there is no checkpoint"),
+    "the pipeline": ("ddpm_hf.training.trainer.export_pipeline", "No space left on device; .* checkpoint is step-12"),
+}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_anywhere_is_one_line_that_says_where_to_go_on(tmp_path, monkeypatch, what):
+    import errno
+
+    target, message = FULL[what]
+
+    def full(*arguments, **_):
+        path = str(arguments[0]) if what == "a grid" else None
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([path] if path else []))
+
+    trainer = tiny_trainer(tmp_path)
+    module, name = target.rsplit(".", 1)
+    if what == "a line":
+        monkeypatch.setattr(type(trainer.metrics), "append", appending(full))
+    else:
+        monkeypatch.setattr(f"{module}.{name}", full)
+    with pytest.raises(UserError, match=message) as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    AcceleratorState._reset_state(True)
+    assert tiny_run(tmp_path).state.step == 12
+
+
+def appending(full):
+    """``Metrics.append`` on a disk without space for what it writes."""
+    from ddpm_hf.files import named
+
+    def append(self, record):
+        with named(self.path):
+            full()
+
+    return append

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import yaml
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from tiny_runs import TINY, metrics, tiny_run, tiny_trainer
 
 from ddpm_hf.config import TrainConfig
@@ -17,7 +19,7 @@ def test_a_run_writes_what_it_promises(tmp_path, real_report):
     trainer = tiny_run(run)
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.yaml", "checkpoints", "metrics.jsonl", "samples", "pipeline", "loss.png", "report.html"}
-    assert not [name for name in names if name.startswith(".")]
+    assert not [name for name in names - {".lock"} if name.startswith(".")]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-8", "step-12"}
     assert {path.name for path in (run / "samples").iterdir()} == {"step-0000006.png", "step-0000012.png"}
     saved = set(yaml.safe_load((run / "config.yaml").read_text()))
@@ -159,6 +161,67 @@ def test_a_loss_that_stays_bad_ends_the_run_and_keeps_the_last_good_state(tmp_pa
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]  # none of step 8
     resumed = tiny_run(tmp_path, max_bad_steps=3)
     assert (resumed.state.step, resumed.state.progress.skipped_steps) == (12, 0)
+
+
+def test_a_run_that_ends_with_broken_weights_says_so(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    step = trainer.train_step
+
+    def spoil():
+        if trainer.state.step == 10:
+            for parameter in trainer.state.unet.parameters():
+                parameter.data.fill_(math.nan)
+        step()
+
+    trainer.train_step = spoil
+    with pytest.raises(UserError, match=r"the last good state is .*step-8"):
+        trainer.train()
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_loss_scale_that_skips_a_step_is_counted_and_restored(tmp_path):
+    """fp16's scaler, here on the CPU with a scale that overflows once: no step, no average, no bad step."""
+    trainer = tiny_trainer(tmp_path, mixed_precision="no")
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38, backoff_factor=1e-36)
+    trainer.accelerator.scaler = trainer.state.scaler = scaler
+    trainer.accelerator.native_amp = True
+    trainer.state.optimizer = AcceleratedOptimizer(trainer.state.optimizer.optimizer, scaler=scaler)
+    trainer.accelerator._optimizers = [trainer.state.optimizer]
+    poison(trainer, {0}, 1e3)  # a large gradient, that the scale makes infinite
+    before = trainer.state.unet.out_conv.weight.clone()
+    trainer.train_step()
+    progress = trainer.state.progress
+    assert torch.equal(trainer.state.unet.out_conv.weight, before)
+    assert (progress.skipped_steps, progress.bad_steps, progress.good_steps) == (1, 0, 0)
+    trainer.train_step()
+    assert not torch.equal(trainer.state.unet.out_conv.weight, before)
+    assert (progress.skipped_steps, progress.good_steps) == (1, 1)
+
+    trainer._save()
+    AcceleratorState._reset_state(True)
+    again = tiny_trainer(tmp_path, mixed_precision="no")
+    again.state.scaler = torch.amp.GradScaler("cpu", init_scale=7.0)
+    again.state.load(tmp_path / "checkpoints" / "step-2")
+    assert again.state.scaler.get_scale() == scaler.get_scale() != 7.0
+
+
+def test_a_batch_is_that_of_its_step_whatever_was_fetched_ahead(tmp_path):
+    feed = tiny_trainer(tmp_path).feed
+    first = feed.batch(0)[0]
+    feed.batch(5)
+    assert torch.equal(feed.batch(0)[0], first)
+    assert torch.equal(feed.batch(1)[0], feed.data.take(feed.share_of(1))[0])
+
+
+def test_settings_that_do_nothing_are_told(tmp_path, capsys):
+    tiny_run(tmp_path, model="unet2d", class_conditional=False, residual=True, max_train_steps=1)
+    assert "residual, time_embed_dim are settings of model my_unet" in capsys.readouterr().out
+
+
+def test_a_file_in_the_way_of_the_pipeline_is_found_before_training(tmp_path):
+    (tmp_path / "pipeline").write_text("mine")
+    with pytest.raises(UserError, match="pipeline is in the way"):
+        tiny_trainer(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):

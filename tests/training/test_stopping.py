@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from accelerate.state import AcceleratorState
-from tiny_runs import assert_same_weights, metrics, tiny_run, untimed
+from tiny_runs import assert_same_weights, metrics, tiny_run, tiny_trainer, untimed
 
 from ddpm_hf.stopping import StopRequested, StopSignal
 
@@ -94,3 +94,41 @@ def test_a_run_whose_launcher_died_stops(monkeypatch):
     alone = StopSignal()
     monkeypatch.setattr(os, "getppid", lambda: 1)  # nohup, or a closed shell
     assert not alone.agreed()
+
+
+def test_a_stop_while_the_loss_is_bad_keeps_the_last_good_state(tmp_path, capsys):
+    """The weights may be what is wrong: they must not take the place of the last good ones."""
+    trainer = tiny_trainer(tmp_path, StopAt(9), checkpoints_total_limit=1, validation_split=None, sample_steps=100)
+    step = trainer.train_step
+
+    def spoil():
+        if trainer.state.step == 5:
+            for parameter in trainer.state.unet.parameters():
+                parameter.data.fill_(float("nan"))
+        step()
+
+    trainer.train_step = spoil
+    trainer.train()
+    assert (trainer.state.step, trainer.state.progress.bad_steps) == (8, 3)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
+    assert f"the state is saved in {tmp_path / 'checkpoints' / 'step-4'}" in capsys.readouterr().out
+
+
+def test_one_of_several_ranks_does_not_leave_early(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed()
+
+
+def test_a_hangup_is_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignal(), pytest.raises(StopRequested):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -110,6 +110,11 @@ def test_the_score_is_the_frechet_distance_of_the_features(tmp_path, features):
     assert distances[1] == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum() + trace, rel=1e-3)
 
 
+def test_a_score_of_a_single_image_is_refused(tmp_path):
+    with pytest.raises(UserError, match="score_features needs at least 2 real images"):
+        tiny_trainer(tmp_path, score_features=moments_file(tmp_path / "f.pt"), validation_images=1)
+
+
 def test_features_that_cannot_be_used_are_one_line(tmp_path):
     (tmp_path / "no.pt").write_bytes(b"no network")
     torch.jit.script(torch.nn.Flatten(0)).save(str(tmp_path / "flat.pt"))

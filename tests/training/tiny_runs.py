@@ -10,6 +10,7 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file
 
+from ddpm_hf.checkpoints import checkpoints_of
 from ddpm_hf.config import build_config
 from ddpm_hf.stopping import StopSignal
 from ddpm_hf.training import Trainer
@@ -52,7 +53,7 @@ def tiny_run(folder: Path, stop: StopSignal | None = None, **settings) -> Traine
 
 def newest(folder: Path) -> Path:
     """The newest checkpoint of a run."""
-    return max((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    return checkpoints_of(folder)[-1]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

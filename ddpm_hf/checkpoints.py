@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_hf.files import sync
-from ddpm_hf.hub import checkpoints_of
 
 MANIFEST = "manifest.json"
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a training run, oldest first."""
+    folders = [path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
+    return sorted(folders, key=step_of)
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], object]):
@@ -27,7 +32,8 @@ def write_checkpoint(folder: Path, write: Callable[[Path], object]):
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            _remove(folder)
         partial.rename(folder)
         sync(folder.parent)
     except BaseException:
@@ -69,9 +75,26 @@ def rotate(run: Path, limit: int, best_step: int | None):
     """Keep the ``limit`` newest checkpoints and that of ``best_step``, and nothing half-written."""
     for old in checkpoints_of(run)[:-limit]:
         if step_of(old) != best_step:
-            old.rename(old.with_name(f".{old.name}.partial"))  # a kill while it is deleted leaves no half of it
+            _remove(old)
     for leftover in run.glob("checkpoints/.step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside_after(run: Path, step: int):
+    """Rename checkpoints of later steps, which are damaged, to step-N.damaged: they must not outlive whole ones."""
+    for folder in checkpoints_of(run):
+        if step_of(folder) > step:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _remove(folder: Path):
+    """Delete a checkpoint; a kill in between leaves no half of it."""
+    gone = folder.with_name(f".{folder.name}.old.partial")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:
