@@ -250,7 +250,7 @@ class Trainer:
             progress.count_skipped(bad=True)
         else:
             state.optimizer.step()
-            if state.optimizer.step_was_skipped:  # by fp16's loss scale
+            if not math.isfinite(norm):  # fp16's scaler has made nothing of the step
                 progress.count_skipped(bad=False)
             else:
                 state.average_step()

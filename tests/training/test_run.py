@@ -184,9 +184,9 @@ def test_a_loss_scale_that_skips_a_step_is_counted_and_restored(tmp_path):
     trainer = tiny_trainer(tmp_path, mixed_precision="no")
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38, backoff_factor=1e-36)
     trainer.accelerator.scaler = trainer.state.scaler = scaler
-    trainer.accelerator.native_amp = True
     trainer.state.optimizer = AcceleratedOptimizer(trainer.state.optimizer.optimizer, scaler=scaler)
-    trainer.accelerator._optimizers = [trainer.state.optimizer]
+    # what Accelerate does before it clips, in fp16 only
+    trainer.accelerator.unscale_gradients = lambda: scaler.unscale_(trainer.state.optimizer.optimizer)
     poison(trainer, {0}, 1e3)  # a large gradient, that the scale makes infinite
     before = trainer.state.unet.out_conv.weight.clone()
     trainer.train_step()
