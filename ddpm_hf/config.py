@@ -28,7 +28,9 @@ class DataSource(BaseModel):
     label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     name: str | None = Field(None, description="what the set is called where class names need it; from its id if null")
-    weight: float | None = Field(None, gt=0, description="share of the images drawn from it; by its size if null")
+    weight: float | None = Field(
+        None, gt=0, description="share of the images drawn from it, for all sets or none; by their sizes if null"
+    )
 
     @model_validator(mode="before")
     @classmethod
