@@ -15,6 +15,7 @@ from helpers import tiny_pipeline
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline, push
 from ddpm_hf.pipeline import MyDDPMPipeline
@@ -142,7 +143,7 @@ def test_an_export_that_fails_leaves_the_old_one(exported, tmp_path, monkeypatch
     folder = export_pipeline(tmp_path / "model", load_pipeline(exported))
     pipeline = load_pipeline(exported)
     monkeypatch.setattr(type(pipeline.scheduler), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match="pipeline model could not be written: full"):
         export_pipeline(folder, pipeline)
     assert digest(load_pipeline(folder)) == digest(load_pipeline(exported))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -189,10 +190,15 @@ def test_plain_diffusers_repositories_load(tmp_path):
 
 
 def test_a_run_and_its_checkpoints_can_be_loaded(exported, tmp_path):
-    for name in ("checkpoints/step-9", "checkpoints/step-10"):
-        shutil.copytree(exported, tmp_path / name / "pipeline")
-    marked = tmp_path / "checkpoints/step-10/pipeline/model_index.json"
-    marked.write_text(marked.read_text().replace("shirt", "newest"))
+    for name, title in (("step-9", "shirt"), ("step-10", "newest"), ("step-11", "damaged")):
+
+        def write(partial, title=title):
+            shutil.copytree(exported, partial / "pipeline")
+            index = partial / "pipeline" / "model_index.json"
+            index.write_text(index.read_text().replace("shirt", title))
+
+        write_checkpoint(tmp_path / "checkpoints" / name, write)
+    (tmp_path / "checkpoints/step-11/pipeline/unet/config.json").write_text("{}")
     assert load_pipeline(tmp_path).config.id2label["0"] == "newest"
     shutil.copytree(exported, tmp_path / "pipeline")
     assert load_pipeline(tmp_path).config.id2label["0"] == "shirt"
