@@ -1,9 +1,10 @@
-"""The command line: ``python -m ddpm_hf sample | report | export | push``."""
+"""The command line: ``python -m ddpm_hf COMMAND``, --help lists them."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from ddpm_hf.commands import evaluate, noise, train_features
 from ddpm_hf.errors import Parser, UserError, run_command
 from ddpm_hf.files import write_whole
 
@@ -41,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", required=True, help=".png: a grid; .gif, .webp, .mp4: the denoising; .npz: arrays images and labels"
     )
     sample.set_defaults(run=_sample)
+
+    evaluate.add_parser(commands)
+    train_features.add_parser(commands)
+    noise.add_parser(commands)
 
     report = commands.add_parser("report", help="draw the losses of a run, and write its page report.html")
     report.add_argument("run_dir", help="output_dir of a training run, which may still be going")

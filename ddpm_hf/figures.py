@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_hf.errors import UserError
 
+TITLE_SIZE = 14  # pixels
 ANIMATION_SUFFIXES = (".gif", ".webp", ".mp4")
 
 
@@ -28,6 +30,32 @@ def make_grid(
         enlarged = image.resize((width, height), Image.Resampling.NEAREST)
         grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
     return grid
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images of modes "L" or "RGB" from uint8 (N, C, H, W)."""
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
+    return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]
+
+
+def draw_neighbours(pairs: Sequence[torch.Tensor]) -> Image.Image:
+    """Images in the upper row, each above its nearest training image; pairs uint8 (2, C, H, W)."""
+    upper, lower = (to_pil(torch.stack([pair[row] for pair in pairs])) for row in (0, 1))
+    return make_grid([*upper, *lower], len(pairs), scale=3, gap=4)
+
+
+def make_titled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], *, scale: int = 2) -> Image.Image:
+    """Rows of images of one size, each with its title to the left."""
+    font = ImageFont.load_default(size=TITLE_SIZE)
+    margin = 8 + math.ceil(max(font.getlength(title) for title, _ in rows))
+    columns = max(len(images) for _, images in rows)
+    grid = make_grid([image for _, images in rows for image in images], columns, scale=scale)
+    picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    picture.paste(grid.convert("RGB"), (margin, 0))
+    draw, height = ImageDraw.Draw(picture), (grid.height + 2) / len(rows)
+    for i, (title, _) in enumerate(rows):
+        draw.text((margin - 8, (i + 0.5) * height), title, fill="black", font=font, anchor="rm")
+    return picture
 
 
 def class_columns(count: int, classes: int) -> int | None:

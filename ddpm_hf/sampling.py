@@ -91,23 +91,26 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     num_frames: int = 0,
+    progress: bool = True,
 ) -> Generated:
     """Images of the seeds seed, seed + 1, ..., each the same picture whatever batch it is made in.
 
     Args:
         labels: classes taken in turn by the seeds; None is all classes of a conditional model.
         num_frames: also keep so many frames, evenly spaced over the steps, the finished images last.
+        progress: show a bar.
 
     Raises:
         UserError: for a value out of range.
     """
     seeds = range(seed, seed + num_images)
     result = Generated(labels=labels_in_turn(pipeline, seeds, labels))
-    with tqdm(total=steps * -(-num_images // batch_size), unit="step", desc="denoising", leave=False) as progress:
+    total = steps * -(-num_images // batch_size)
+    with tqdm(total=total, unit="step", desc="denoising", leave=False, disable=not progress) as bar:
         for start in range(0, num_images, batch_size):
             chunk = seeds[start : start + batch_size]
             chunk_labels = result.labels and result.labels[start : start + batch_size]
-            frames = _denoise(pipeline, chunk, chunk_labels, guidance_scale, steps, num_frames, progress)
+            frames = _denoise(pipeline, chunk, chunk_labels, guidance_scale, steps, num_frames, bar)
             result.images += frames[-1]
             if num_frames:
                 result.frames = [old + new for old, new in zip(result.frames, frames)] or frames

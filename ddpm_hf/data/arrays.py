@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 FINGERPRINT_IMAGES = 4096
 
@@ -153,6 +154,15 @@ class ImageData:
         """Images uint8 (B, C, S, S), 0..255, and their labels int64 (B,) or None."""
         images = torch.from_numpy(self.images[indices])
         return images, None if self.labels is None else torch.from_numpy(self.labels[indices])
+
+    def shown(self, indices: np.ndarray) -> torch.Tensor:
+        """Images uint8 (B, C, height, width) as generated ones come out: padding cut off, or scaled back."""
+        images, (height, width) = self.take(indices)[0], self.output_size
+        if self.output_resize:
+            scaled = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True)
+            return scaled.round().clamp(0, 255).to(torch.uint8)
+        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+        return images[..., top : top + height, left : left + width]
 
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images float32 (B, C, S, S) in [-1, 1], and their labels int64 (B,) or None."""

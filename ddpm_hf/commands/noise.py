@@ -1,0 +1,101 @@
+"""``python -m ddpm_hf noise``: the forward process on real images, and what a model makes of its end."""
+
+from pathlib import Path
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.files import write_whole
+
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the seed shows them
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "noise",
+        help="show real images noised, and what a model makes of the noise",
+        description="A picture of real images, the same at 25, 50, 75 and 100 % of the timesteps, and, with a model, "
+        "what it makes of the last row.",
+    )
+    parser.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; left out: no last row")
+    parser.add_argument("--dataset", required=True, help="the real images, as for train.py")
+    parser.add_argument("--num-images", type=int, default=10, help="images (default 10)")
+    parser.add_argument("--sample-size", type=int, default=32, help="without a model: pixels a side (default 32)")
+    parser.add_argument("--scheduler", help="sampler of the last row (default the one of sample)")
+    parser.add_argument("--steps", type=int, help="its steps (default those of sample)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and the noise (default 0)")
+    parser.add_argument("--output", required=True, help="FILE.png")
+    parser.set_defaults(run=run)
+
+
+def run(arguments):
+    output = Path(arguments.output)
+    if output.suffix != ".png" or not output.parent.is_dir():
+        raise UserError(f"--output {output} must be a .png in a folder that is there.")
+    if arguments.num_images < 1:
+        raise UserError("--num-images must be at least 1.")
+    if arguments.sample_size < 2:
+        raise UserError("--sample-size must be at least 2.")
+
+    from ddpm_hf.data import load_images
+    from ddpm_hf.figures import make_titled_rows
+    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.scheduler import MyDDPMScheduler
+
+    pipeline = None if arguments.model is None else load_pipeline(arguments.model)
+    if pipeline is None:
+        data = load_images(arguments.dataset, sample_size=arguments.sample_size)
+        scheduler = MyDDPMScheduler()
+    else:
+        config = pipeline.unet.config
+        mode = "L" if config.in_channels == 1 else "RGB"
+        data = load_images(arguments.dataset, sample_size=config.sample_size, image_mode=mode)
+        scheduler = pipeline.scheduler
+    rows = _noised(data, scheduler, arguments)
+    if pipeline is not None:
+        rows.append(("final result", _denoised(pipeline, rows[-1][1], arguments)))
+    picture = make_titled_rows([(title, _shown(tensor, data.output_size)) for title, tensor in rows])
+    write_whole(output, picture.save)
+    print(f"wrote {output}")
+
+
+def _noised(data, scheduler, arguments) -> list[tuple]:
+    """(title, images (B, C, S, S) in [-1, 1]) of the originals and the noised ones, all with the same noise."""
+    import torch
+
+    generator = torch.Generator().manual_seed(arguments.seed)
+    images, _ = data.batch(torch.randperm(len(data), generator=generator)[: arguments.num_images].numpy())
+    noise = torch.randn(images.shape, generator=generator)
+    rows = [("original", images)]
+    for share in SHARES:
+        timestep = torch.full((len(images),), round(share * len(scheduler)) - 1)
+        rows.append((f"{100 * share:.0f} %", scheduler.add_noise(images, noise, timestep)))
+    return rows
+
+
+def _denoised(pipeline, noise, arguments):
+    """What the model makes of ``noise`` (B, C, S, S), of its classes in turn."""
+    import torch
+
+    from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
+    from ddpm_hf.sampling import with_sampler
+
+    pipeline = with_sampler(pipeline, arguments.scheduler or DEFAULT_SAMPLER)
+    classes = pipeline.num_classes
+    labels = None if classes is None else [i % classes for i in range(len(noise))]
+    generator = torch.Generator().manual_seed(arguments.seed)
+    try:
+        steps = pipeline.denoise(
+            len(noise), labels, num_inference_steps=arguments.steps or DEFAULT_STEPS, latents=noise, generator=generator
+        )
+        *_, last = steps
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return last.sample
+
+
+def _shown(images, size: tuple[int, int]):
+    """PIL images of (B, C, S, S), the padding cut off where there is one."""
+    from ddpm_hf.figures import to_pil
+
+    top, left = (max(0, have - want) // 2 for have, want in zip(images.shape[-2:], size))
+    images = images[..., top : top + size[0], left : left + size[1]]
+    return to_pil(((images + 1) * 127.5).round().clamp(0, 255).byte())

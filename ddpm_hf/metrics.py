@@ -1,0 +1,111 @@
+"""Scores from features: torch-fidelity's, on rows put into an order of their own.
+
+Subsets are drawn and numbers added in the order of the rows, so that a score would depend on the order in which the
+images came. Sorted rows make it a function of the set.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+NEIGHBOURS = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 recommend
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+IS_SPLITS = 10
+SEED = 2020  # of the subsets
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far a set of images is from a reference set.
+
+    fid: Frechet distance of their features (Heusel et al. 2017, equation 6), >= 0.
+    kid, kid_std: squared maximum mean discrepancy, cubic kernel, of 100 subsets (Binkowski et al. 2018, section 4).
+    precision, recall: share of the images within the reference's k-NN manifold, and of the reference within the
+        images' (Kynkaanniemi et al. 2019, equation 2), in [0, 1]; as many of the reference as there are images.
+    inception_score, inception_score_std: exp of the mean divergence of the classes' probabilities from their mean
+        (Salimans et al. 2016), >= 1; None without logits.
+    label_accuracy: share of the images that the classifier finds in the class they are meant to be of, or None.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    precision: float
+    recall: float
+    inception_score: float | None = None
+    inception_score_std: float | None = None
+    label_accuracy: float | None = None
+
+
+def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of (N, D) in lexicographic order."""
+    array = rows.numpy()
+    return rows[torch.from_numpy(np.lexsort(array.T[::-1]))]
+
+
+def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
+    """Distance of two normal distributions with the means and covariances of (N, D) and (M, D)."""
+    statistics = [fid_features_to_statistics(sorted_rows(rows).double()) for rows in (features, reference)]
+    # rounding can leave the distance of two equal sets a hair below zero
+    return max(0.0, fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """KID and its standard deviation over subsets."""
+    size = min(KID_SUBSET_SIZE, len(features), len(reference))
+    result = kid_features_to_metric(
+        sorted_rows(features),
+        sorted_rows(reference),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=size,
+        rng_seed=SEED,
+        verbose=False,
+    )
+    return result["kernel_inception_distance_mean"], result["kernel_inception_distance_std"]
+
+
+def precision_recall(features: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """Improved precision and recall of (N, D) against (M, D)."""
+    options = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
+    result = prc_features_to_metric(sorted_rows(features), sorted_rows(reference), **options)
+    return result["precision"], result["recall"]
+
+
+def inception_score(logits: torch.Tensor) -> tuple[float, float]:
+    """IS and its standard deviation over ten splits of (N, classes)."""
+    result = isc_features_to_metric(sorted_rows(logits), IS_SPLITS, shuffle=True, rng_seed=SEED)
+    return result["inception_score_mean"], result["inception_score_std"]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest of other images, for every image: distances float32 (N,) and which it is, int64 (N,)."""
+
+    distances: torch.Tensor
+    indices: torch.Tensor
+
+
+def nearest_neighbours(images: torch.Tensor, others: torch.Tensor, chunk: int = 1000) -> Neighbours:
+    """By the root of the mean squared difference of pixels, in [0, 1].
+
+    Args:
+        images, others: uint8 (N, C, H, W) and (M, C, H, W).
+    """
+    pixels = others.flatten(1).float() / 255  # (M, P)
+    norms = (pixels**2).sum(1)
+    indices = []
+    for part in images.split(chunk):
+        part = part.flatten(1).float() / 255
+        indices.append((norms - 2 * part @ pixels.T).argmin(1))  # |a - b|^2 less |a|^2
+    indices = torch.cat(indices)
+    # the product loses the digits of small distances, which are those that matter
+    distances = [
+        (a.flatten(1).float() - b.flatten(1).float()).pow(2).mean(1).sqrt() / 255
+        for a, b in zip(images.split(chunk), others[indices].split(chunk))
+    ]
+    return Neighbours(torch.cat(distances), indices)
