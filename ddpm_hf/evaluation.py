@@ -162,21 +162,18 @@ def generated_images(pipeline: MyDDPMPipeline, num_images: int, *, seed: int = 0
     share = math.ceil(num_images / state.num_processes)
     start = min(state.process_index * share, num_images)
     count = min(share, num_images - start)
-    made = (
-        generate(pipeline, count, seed=seed + start, progress=state.is_local_main_process, **options).arrays()
-        if count
-        else None
-    )
-    parts = [part for part in gather_object([made]) if part is not None]
+    options["progress"] = state.is_local_main_process
+    parts = gather_object([generate(pipeline, count, seed=seed + start, **options).arrays()] if count else [])
     images = np.concatenate([part["images"] for part in parts])
     labels = torch.from_numpy(np.concatenate([part["labels"] for part in parts])) if "labels" in parts[0] else None
     return ImageSet(_channels_first(images), labels)
 
 
 def read_images(path: Path, label_names: Sequence[str] | None = None) -> ImageSet:
-    """Images of a folder, or of an .npz as ``sample`` writes it: ``images`` uint8 (N, H, W) or (N, H, W, 3), ``labels``.
+    """Images of a folder, or of an .npz as ``sample`` writes it.
 
-    In a folder, subfolders called like classes are the labels.
+    An .npz has ``images``, uint8 (N, H, W) or (N, H, W, 3), and perhaps ``labels`` (N,). In a folder, subfolders called
+    like classes are the labels.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -187,7 +184,7 @@ def read_images(path: Path, label_names: Sequence[str] | None = None) -> ImageSe
 def _read_npz(path: Path) -> ImageSet:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"] if "labels" in arrays else None
+            images, labels = arrays["images"], arrays.get("labels")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}); an .npz with the array images is wanted."

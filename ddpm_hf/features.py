@@ -96,8 +96,8 @@ def load_features(
         return _from_folder(name, path, shape, device)
     if not path.is_file():
         raise UserError(
-            f"features {name!r} are not there: {EMBEDDED}, {INCEPTION}, a folder of train-features, or a TorchScript or "
-            f".pt2 file would be right."
+            f"features {name!r} are not there: {EMBEDDED}, {INCEPTION}, a folder of train-features, or a TorchScript "
+            f"or .pt2 file would be right."
         )
     return _from_file(name, path, shape, device)
 

@@ -47,7 +47,7 @@ def draw_neighbours(pairs: Sequence[torch.Tensor]) -> Image.Image:
 def make_titled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], *, scale: int = 2) -> Image.Image:
     """Rows of images of one size, each with its title to the left."""
     font = ImageFont.load_default(size=TITLE_SIZE)
-    margin = 8 + math.ceil(max(font.getlength(title) for title, _ in rows))
+    margin = 16 + math.ceil(max(font.getlength(title) for title, _ in rows))
     columns = max(len(images) for _, images in rows)
     grid = make_grid([image for _, images in rows for image in images], columns, scale=scale)
     picture = Image.new("RGB", (margin + grid.width, grid.height), "white")

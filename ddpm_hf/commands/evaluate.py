@@ -16,9 +16,7 @@ def add_parser(commands):
         description="Score generated images against real ones: FID, KID, precision and recall, inception score, label "
         "accuracy, and copies of training images. Several processes share the work: accelerate launch -m ddpm_hf ...",
     )
-    parser.add_argument(
-        "model", help="folder or Hub id of a pipeline, output_dir of a run, or a folder or .npz of images"
-    )
+    parser.add_argument("model", help="pipeline (folder or Hub id), output_dir of a run, or folder or .npz of images")
     parser.add_argument("--dataset", help="the real images, as for train.py (of a run: default its own)")
     parser.add_argument("--split", default="train", help="split that was trained on (default train)")
     parser.add_argument(
@@ -26,9 +24,7 @@ def add_parser(commands):
     )
     parser.add_argument("--reference-images", type=int, default=10_000, help="of that split, at most (default 10000)")
     parser.add_argument("--num-images", type=int, default=10_000, help="images to generate (default 10000)")
-    parser.add_argument(
-        "--features", default="auto", help="fashion-mnist, inception, or a folder or file (default auto)"
-    )
+    parser.add_argument("--features", default="auto", help="fashion-mnist, inception, a folder or file (default auto)")
     parser.add_argument("--inception-weights", help="file of them, where they cannot be fetched")
     parser.add_argument("--weights", help="of a run: raw, or the decay of one of its averages (default its first)")
     parser.add_argument("--scheduler", help="sampler (default the one of sample)")
@@ -49,10 +45,10 @@ def run(arguments):
         raise UserError(f"--output {output} must be a file that ends in .json.")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}.")
-    if arguments.num_images < FEWEST_IMAGES or arguments.reference_images < FEWEST_IMAGES or arguments.batch_size < 1:
-        raise UserError(
-            f"--num-images and --reference-images must be at least {FEWEST_IMAGES}, --batch-size at least 1."
-        )
+    if min(arguments.num_images, arguments.reference_images) < FEWEST_IMAGES:
+        raise UserError(f"--num-images and --reference-images must be at least {FEWEST_IMAGES}.")
+    if arguments.batch_size < 1:
+        raise UserError("--batch-size must be at least 1.")
 
     from accelerate import PartialState
 
