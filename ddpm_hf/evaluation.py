@@ -35,6 +35,7 @@ from ddpm_hf.sampling import generate
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NEAR_PERCENTILE = 1  # of the reference's own distances: nearer than that is suspiciously near
 COPIES_RATIO, COPIES_SHARE = 0.5, 0.1
+FAR_RATIO = 2  # times the distance of unseen real images
 POOR = 0.5  # of what real images reach
 SHOWN_NEIGHBOURS = 12
 
@@ -104,19 +105,17 @@ def evaluate(
         images: what is judged, N of them.
         train: the training images, among which copies are looked for; the floor is the score of N of them, of the
             same classes where there are any.
-        reference: other real images; None takes one half of ``train`` for it, and the floor from the other half.
+        reference: other real images; None takes one half of ``train`` for it, and ``train`` is the other half.
         protocol: how the images were made, for the report.
 
     Raises:
         UserError: if there are too few images for the features, or the sets do not go together.
     """
-    _check(images, train, reference, protocol)
+    refuse_other_shapes(images, train, reference, protocol.get("images", "the images"))
     if reference is None:
         shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        rest, reference = train.take(shuffled[::2]), train.take(shuffled[1::2])
-    else:
-        rest = train
-    real = _real_images_like(images, rest)
+        train, reference = train.take(shuffled[::2]), train.take(shuffled[1::2])
+    real = _real_images_like(images, train)
     found = [_extract(extractor, part) for part in (images, reference, real)]
     _check_count([len(images), len(reference), len(real)], found[0].features.shape[1], extractor.name)
 
@@ -128,7 +127,7 @@ def evaluate(
             **protocol,
             "num_images": len(images),
             "reference_images": len(reference),
-            "floor": f"{len(real)} training images, seed 0, as many of each class; label accuracy of the reference",
+            "floor": f"{len(real)} training images, of the same classes where there are enough; label accuracy of the reference",
             "precision_recall": f"k = {NEIGHBOURS}, {min(len(images), len(reference))} of the reference",
             "size": "x".join(map(str, images.shape)),
             "features": extractor.name,
@@ -152,17 +151,20 @@ def image_set(data: ImageData, chunk: int = 4096) -> ImageSet:
     return ImageSet(torch.cat(parts), None if data.labels is None else torch.from_numpy(data.labels))
 
 
-def generated_images(pipeline: MyDDPMPipeline, num_images: int, *, seed: int = 0, **options) -> ImageSet:
+def generated_images(
+    pipeline: MyDDPMPipeline, num_images: int, *, seed: int = 0, batch_size: int = 64, **options
+) -> ImageSet:
     """Images of the seeds seed, seed + 1, ..., of all classes in turn, made by all ranks together.
 
     Args:
         options: of ``ddpm_hf.sampling.generate``.
     """
     state = PartialState()
-    share = math.ceil(num_images / state.num_processes)
+    # whole batches: float32 rounds differently in others, which can change a pixel by one of its 256 values
+    share = math.ceil(num_images / state.num_processes / batch_size) * batch_size
     start = min(state.process_index * share, num_images)
     count = min(share, num_images - start)
-    options["progress"] = state.is_local_main_process
+    options |= {"batch_size": batch_size, "progress": state.is_local_main_process}
     parts = gather_object([generate(pipeline, count, seed=seed + start, **options).arrays()] if count else [])
     images = np.concatenate([part["images"] for part in parts])
     labels = torch.from_numpy(np.concatenate([part["labels"] for part in parts])) if "labels" in parts[0] else None
@@ -237,8 +239,8 @@ def _channels_first(images: np.ndarray) -> torch.Tensor:
 # ---- checks
 
 
-def _check(images: ImageSet, train: ImageSet, reference: ImageSet | None, protocol: dict):
-    what = protocol.get("images", "the images")
+def refuse_other_shapes(images: ImageSet, train: ImageSet, reference: ImageSet | None, what: str):
+    """Raise a UserError unless all are of one size and as many channels; ``what`` is what ``images`` are called."""
     for other in (train, reference):
         if other is not None and images.shape != other.shape:
             raise UserError(
@@ -258,15 +260,18 @@ def _check_count(counts: list[int], num_features: int, name: str):
 
 
 def _real_images_like(images: ImageSet, real: ImageSet) -> ImageSet:
-    """As many real images, and as many of each class, as there are in ``images``; all, if there are not so many."""
+    """As many real images, and where there are enough as many of each class, as there are in ``images``."""
     generator = torch.Generator().manual_seed(0)
+    shuffled = real.take(torch.randperm(len(real), generator=generator))
     if images.labels is None or real.labels is None:
-        return real.take(torch.randperm(len(real), generator=generator)[: len(images)])
-    chosen = []
-    for label, count in zip(*images.labels.unique(return_counts=True)):
-        rows = (real.labels == label).nonzero().flatten()
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
-    return real.take(torch.cat(chosen))
+        return shuffled.take(slice(0, len(images)))
+    rows = [torch.where(shuffled.labels == label)[0][:count] for label, count in _counts(images.labels)]
+    chosen = torch.cat(rows)
+    return shuffled.take(chosen if len(chosen) == len(images) else slice(0, len(images)))
+
+
+def _counts(labels: torch.Tensor) -> list[tuple[int, int]]:
+    return [(label.item(), count.item()) for label, count in zip(*labels.unique(return_counts=True))]
 
 
 # ---- features and scores
@@ -322,12 +327,13 @@ def _memorisation(images: ImageSet, train: ImageSet, reference: ImageSet) -> tup
 
 def _findings(scores: Scores, floor: Scores, memorisation: Memorisation) -> list[str]:
     found = []
-    if scores.precision < POOR * floor.precision:
+    # a few real images far from the rest have neighbourhoods that take in nearly anything: pixels tell, too
+    if scores.precision < POOR * floor.precision or memorisation.ratio > FAR_RATIO:
         found.append(
-            f"broken: precision {scores.precision:.2f}, real images reach {floor.precision:.2f}: most of the images do "
-            f"not look like real ones."
+            f"broken: precision {scores.precision:.2f}, real images reach {floor.precision:.2f}; the nearest real one "
+            f"is {memorisation.ratio:.1f} times as far as usual: the images do not look like real ones."
         )
-    if scores.recall < POOR * floor.recall:
+    elif scores.recall < POOR * floor.recall:
         found.append(
             f"collapsed: recall {scores.recall:.2f}, real images reach {floor.recall:.2f}: the images lack the variety "
             f"of real ones."

@@ -61,15 +61,17 @@ class ImageLayerNorm(nn.LayerNorm):
 
 
 class ImageGroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` whose result for an image does not depend on the batch the image is in.
+    """``nn.GroupNorm`` whose result for an image does not depend on its place in the batch.
 
-    From 1,024 pixels on, the CPU kernel splits the pixels of the whole batch over threads and sums in another order
-    for another batch; in bfloat16 that shows in the picture. Where pictures are made, images go in one by one.
+    From 1,024 pixels on, the CPU kernel splits the pixels of the whole batch over threads, and what an image's sums
+    are made of depends on where the cuts fall; in bfloat16 that shows in the picture. Where pictures are made and
+    threads do not get whole images, these go in one by one.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
-        split = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024 and not torch.is_grad_enabled()
-        if torch.compiler.is_compiling() or not split:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        if x.shape[2] * x.shape[3] < 1024 or len(x) % torch.get_num_threads() == 0:
             return super().forward(x)
         return torch.cat([super(ImageGroupNorm, self).forward(image) for image in x.split(1)])
 

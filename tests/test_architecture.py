@@ -22,6 +22,14 @@ ALLOWED = {
     "checkpoints": {"files"},
     "hub": {"checkpoints", "errors", *UPLOADED},
     "sampling": {"errors", "figures", "pipeline", "samplers"},
+    "classifier": {"data", "devices"},
+    "features": {"classifier", "errors"},
+    "metrics": set(),
+    "evaluation": {"data", "errors", "features", "metrics", "pipeline", "sampling"},
+    "commands": {
+        *("classifier", "config", "data", "devices", "errors", "evaluation", "features", "figures", "files", "hub"),
+        *("samplers", "sampling", "scheduler", "training"),
+    },
     "report": {"errors", "figures", "files"},
     "training": {
         *("checkpoints", "config", "data", "devices", "errors", "figures", "files", "hub"),
@@ -30,7 +38,8 @@ ALLOWED = {
     "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
     "__init__": {"config", "errors", "hub", *UPLOADED},
     "__main__": {
-        *("config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling", "training"),
+        *("commands", "config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling"),
+        "training",
     },
 }
 

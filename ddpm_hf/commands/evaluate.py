@@ -52,11 +52,12 @@ def run(arguments):
 
     from accelerate import PartialState
 
-    from ddpm_hf.evaluation import evaluate
+    from ddpm_hf.evaluation import evaluate, refuse_other_shapes
     from ddpm_hf.features import load_features
 
     state = PartialState()
     images, train, reference, protocol = _images_of_files(arguments) if _is_images(arguments) else _generated(arguments)
+    refuse_other_shapes(images, train, reference, protocol["images"])
     extractor = load_features(arguments.features, images.shape, state.device, arguments.inception_weights)
     report = evaluate(images, train, reference, extractor, {**protocol, "command": _command(arguments)})
     if not state.is_main_process:

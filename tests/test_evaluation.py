@@ -1,0 +1,294 @@
+"""Reports of sets that are good, broken, collapsed and copied, the command, and one line for every mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, tiny_pipeline
+from PIL import Image
+
+from ddpm_hf.__main__ import main
+from ddpm_hf.data import load_images
+from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation import ImageSet, evaluate, image_set, read_images
+from ddpm_hf.features import load_features
+from ddpm_hf.hub import export_pipeline
+
+DATA = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
+
+
+@pytest.fixture(scope="module")
+def real() -> ImageSet:
+    images = image_set(load_images(DATA))
+    return images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_features("fashion-mnist", (1, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def judge(real, extractor):
+    """Scores a set against 300 real images, with 350 others as training images."""
+    train, reference = real.take(slice(0, 350)), real.take(slice(350, 650))
+    return lambda images: evaluate(images, train, reference, extractor, {"images": "of a test"})
+
+
+@pytest.fixture(scope="module")
+def fresh(real) -> ImageSet:
+    return real.take(slice(650, 950))
+
+
+# ---- what the report tells apart
+
+
+def kinds(report) -> list[str]:
+    return [finding.split(":")[0] for finding in report.findings]
+
+
+def test_real_images_have_no_findings(judge, fresh):
+    report = judge(fresh)
+    assert report.findings == []
+    assert report.scores.precision > 0.8 and report.scores.recall > 0.8 and report.scores.label_accuracy > 0.85
+    assert report.scores.fid < 2 * report.floor.fid
+    assert 0.8 < report.memorisation.ratio < 1.25
+
+
+def test_noise_is_broken(judge, fresh):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, fresh.images.shape, dtype=torch.uint8, generator=generator)
+    report = judge(ImageSet(noise, fresh.labels))
+    assert kinds(report) == ["broken"]
+    assert report.scores.fid > 10 * report.floor.fid
+
+
+def test_training_images_are_copies(judge, real):
+    report = judge(real.take(slice(0, 300)))
+    assert kinds(report) == ["copies"]
+    assert report.memorisation.ratio == 0 and report.memorisation.share_near == 1
+
+
+def test_a_few_training_images_among_others_are_seen(judge, real, fresh):
+    mixed = ImageSet(
+        torch.cat((fresh.images[:240], real.images[:60])), torch.cat((fresh.labels[:240], real.labels[:60]))
+    )
+    report = judge(mixed)
+    assert kinds(report) == ["copies"]
+    assert all(torch.equal(image, nearest) for image, nearest in report.neighbours)
+
+
+def test_one_kind_of_image_over_and_over_is_collapsed(judge, fresh):
+    shirt = fresh.images[:1].int().repeat(300, 1, 1, 1)
+    jitter = torch.randint(-2, 3, shirt.shape, generator=torch.Generator().manual_seed(0))
+    report = judge(ImageSet((shirt + jitter).clamp(0, 255).byte(), fresh.labels[:1].repeat(300)))
+    assert kinds(report) == ["collapsed"]
+    assert report.scores.recall < 0.05
+
+
+def test_another_order_changes_nothing(judge, fresh):
+    order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(1))
+    one, other = judge(fresh), judge(fresh.take(order))
+    assert (one.scores, one.floor, one.memorisation) == (other.scores, other.floor, other.memorisation)
+
+
+def test_without_a_reference_halves_of_the_training_images_are_it(real, extractor, fresh):
+    report = evaluate(fresh, real.take(slice(0, 650)), None, extractor, {})
+    assert report.protocol["reference_images"] == 325
+    assert report.scores.fid < 2 * report.floor.fid
+
+
+def test_the_floor_has_as_many_images_of_each_class(judge, fresh):
+    shirts = fresh.take(torch.cat([torch.where(fresh.labels == label)[0] for label in range(5)]))
+    report = judge(shirts)
+    assert report.scores.fid < 2 * report.floor.fid  # both are far from a reference of ten classes
+
+
+def test_images_of_another_size_are_one_line(judge, fresh):
+    with pytest.raises(UserError, match=r"of a test are 1x20x28 .*, the real ones 1x28x28"):
+        judge(ImageSet(fresh.images[:, :, 4:24]))
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A pipeline of 28x28 garments that has learned nothing."""
+    torch.manual_seed(0)
+    pipeline = tiny_pipeline(sample_size=32, num_class_embeds=10, attention_levels=[], output_size=(28, 28))
+    return str(export_pipeline(tmp_path_factory.mktemp("evaluate") / "model", pipeline))
+
+
+def command(model, output, *arguments) -> list[str]:
+    options = ["--dataset", DATA, "--num-images", "140", "--steps", "2", "--dtype", "bfloat16", "--output", str(output)]
+    return ["evaluate", model, *options, *arguments]
+
+
+def scores_of(path) -> dict:
+    report = json.loads(path.read_text())
+    return {name: report[name] for name in ("scores", "floor", "memorisation", "findings")}
+
+
+def test_the_command_writes_its_protocol_and_pictures(model, tmp_path, capsys):
+    split = ["--reference-split", "train"]
+    assert main(command(model, tmp_path / "a.json", *split)) == 0
+    out = capsys.readouterr().out
+    assert "finding: broken" in out and "FID" in out
+    report = json.loads((tmp_path / "a.json").read_text())
+    told = report["protocol"]
+    assert (told["sampler"], told["steps"], told["seed"], told["num_images"]) == ("dpm", 2, 0, 140)
+    assert told["features"] == "fashion-mnist" and told["dtype"] == "bfloat16" and told["dataset"]
+    assert "--steps 2" in told["command"] and str(tmp_path) not in json.dumps(report)
+    assert Image.open(tmp_path / "a-samples.png").mode == "L"
+    assert Image.open(tmp_path / "a-neighbours.png").size == (12 * 88 - 4, 2 * 88 - 4)
+    assert main(command(model, tmp_path / "b.json", *split, "--batch-size", "9", "--no-figures")) == 0
+    assert scores_of(tmp_path / "a.json") == scores_of(tmp_path / "b.json")
+    assert not (tmp_path / "b-samples.png").exists()
+
+
+def test_an_npz_and_a_folder_of_images(real, tmp_path):
+    pixels = real.images[:200, 0].numpy()
+    np.savez(tmp_path / "x.npz", images=pixels, labels=real.labels[:200].numpy())
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i:03}.png")
+    for name in ("x.npz", "folder"):
+        assert (
+            main(
+                [
+                    "evaluate",
+                    str(tmp_path / name),
+                    "--dataset",
+                    DATA,
+                    "--reference-split",
+                    "train",
+                    "--output",
+                    str(tmp_path / "r.json"),
+                ]
+            )
+            == 0
+        )
+        found = scores_of(tmp_path / "r.json")
+        assert found["memorisation"]["ratio"] == 0 and found["scores"]["precision"] > 0.8
+
+
+def test_subfolders_called_like_classes_are_labels(tmp_path):
+    for name in ("Bag", "Sandal"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
+    assert read_images(tmp_path, ["Sandal", "Bag"]).labels.tolist() == [1, 0]
+    assert read_images(tmp_path, ["Sandal"]).labels is None
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(model, tmp_path):
+    arguments = ["--reference-split", "train", "--no-figures"]
+    assert main(command(model, tmp_path / "one.json", *arguments)) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = ["-m", "ddpm_hf", *command(model, tmp_path / "two.json", *arguments)]
+    subprocess.run(
+        [*launcher, *program],
+        cwd=ROOT,
+        check=True,
+        timeout=200,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert scores_of(tmp_path / "one.json") == scores_of(tmp_path / "two.json")
+
+
+# ---- mistakes
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "x.npz", **arrays)
+    return folder / "x.npz"
+
+
+def folder_of(folder, *images):
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+    return folder
+
+
+def nan_images(folder):
+    images = np.zeros((150, 28, 28), np.float32)
+    images[3, 5, 5] = np.nan
+    return npz(folder, images=images)
+
+
+def truncated(folder):
+    Image.new("L", (28, 28)).save(folder / "0.png")
+    (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:40])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder, "has no images; files ending in .png"),
+        (nan_images, "image 3 of .*x.npz has pixels that are not numbers"),
+        (lambda folder: npz(folder, images=np.zeros((5, 28, 28), np.float32)), r"are float32 \(5, 28, 28\); uint8"),
+        (lambda folder: npz(folder, pictures=np.zeros(3)), "cannot be read"),
+        (lambda folder: npz(folder, images=np.zeros((0, 28, 28), np.uint8)), "has no images"),
+        (
+            lambda folder: npz(folder, images=np.zeros((5, 28, 28), np.uint8), labels=np.zeros(4)),
+            r"labels of shape \(4,\) for 5 images",
+        ),
+        (truncated, "1.png is no image"),
+        (
+            lambda folder: folder_of(folder, Image.new("L", (28, 28)), Image.new("L", (20, 28))),
+            "1.png is 28x20 gray, 0.png is 28x28 gray",
+        ),
+    ],
+)
+def test_images_that_cannot_be_judged_are_one_line(tmp_path, make, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_images(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((150, 20, 20), "are for images of 1x28x28 .*, these are 1x20x20"),
+        ((150, 28, 28, 3), "are for images of 1x28x28 .*, these are 3x28x28"),
+        ((100, 28, 28), "100 generated or given images are too few for the 128 features of fashion-mnist"),
+    ],
+)
+def test_images_that_do_not_go_with_the_rest_are_one_line(tmp_path, capsys, shape, message):
+    path, output = npz(tmp_path, images=np.zeros(shape, np.uint8)), tmp_path / "r.json"
+    options = ["--dataset", DATA, "--features", "fashion-mnist", "--output", str(output)]
+    assert main(["evaluate", str(path), *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and re.search(message, error)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-images", "100"], "100 generated or given images are too few"),
+        (["--num-images", "1"], "--num-images and --reference-images must be at least 2"),
+        (["--features", "nowhere"], "features 'nowhere' are not there"),
+        (["--features", "inception", "--inception-weights", "nowhere"], "--inception-weights nowhere does not exist"),
+        (["--steps", "999"], "num_inference_steps must be a whole number in"),
+        (["--output", "x.txt"], "must be a file that ends in .json"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(model, tmp_path, capsys, arguments, message):
+    assert main(command(model, tmp_path / "r.json", *arguments)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_data_set_is_one_line(model, tmp_path, capsys):
+    assert main(["evaluate", model, "--output", str(tmp_path / "r.json")]) == 2
+    assert capsys.readouterr().err == "error: --dataset is missing: the real images to compare with, as for train.py.\n"
