@@ -36,6 +36,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NEAR_PERCENTILE = 1  # of the reference's own distances: nearer than that is suspiciously near
 COPIES_RATIO, COPIES_SHARE = 0.5, 0.1
 FAR_RATIO = 2  # times the distance of unseen real images
+FEWEST_OF_A_CLASS = 0.5  # of the images that are generated of it
 POOR = 0.5  # of what real images reach
 SHOWN_NEIGHBOURS = 12
 
@@ -127,7 +128,8 @@ def evaluate(
             **protocol,
             "num_images": len(images),
             "reference_images": len(reference),
-            "floor": f"{len(real)} training images, of the same classes where there are enough; label accuracy of the reference",
+            "floor_images": len(real),
+            "floor": "training images, of the same classes where there are enough; label accuracy of the reference",
             "precision_recall": f"k = {NEIGHBOURS}, {min(len(images), len(reference))} of the reference",
             "size": "x".join(map(str, images.shape)),
             "features": extractor.name,
@@ -260,18 +262,20 @@ def _check_count(counts: list[int], num_features: int, name: str):
 
 
 def _real_images_like(images: ImageSet, real: ImageSet) -> ImageSet:
-    """As many real images, and where there are enough as many of each class, as there are in ``images``."""
-    generator = torch.Generator().manual_seed(0)
-    shuffled = real.take(torch.randperm(len(real), generator=generator))
+    """As many real images, and of the same classes, as there are in ``images``, or the same share of each class.
+
+    Where a class has too few for that, images of all classes.
+    """
+    shuffled = real.take(torch.randperm(len(real), generator=torch.Generator().manual_seed(0)))
     if images.labels is None or real.labels is None:
         return shuffled.take(slice(0, len(images)))
-    rows = [torch.where(shuffled.labels == label)[0][:count] for label, count in _counts(images.labels)]
-    chosen = torch.cat(rows)
-    return shuffled.take(chosen if len(chosen) == len(images) else slice(0, len(images)))
-
-
-def _counts(labels: torch.Tensor) -> list[tuple[int, int]]:
-    return [(label.item(), count.item()) for label, count in zip(*labels.unique(return_counts=True))]
+    classes = int(max(images.labels.max(), real.labels.max())) + 1
+    wanted, there = (labels.bincount(minlength=classes) for labels in (images.labels, real.labels))
+    share = min(1.0, (there / wanted)[wanted > 0].min().item())
+    if share < FEWEST_OF_A_CLASS:
+        return shuffled.take(slice(0, len(images)))
+    rows = [torch.where(shuffled.labels == label)[0][: int(share * count)] for label, count in enumerate(wanted)]
+    return shuffled.take(torch.cat(rows))
 
 
 # ---- features and scores
