@@ -15,7 +15,7 @@
 #     "tqdm>=4.66",
 #     "matplotlib>=3.8",
 #     "jinja2>=3.1",
-#     "torchmetrics>=1.4",
+#     "torch-fidelity>=0.4",
 # ]
 # ///
 """Train a DDPM on your images: ``accelerate launch train.py --config configs/fashion_mnist.yaml [--setting value]``.

@@ -157,8 +157,8 @@ class TrainConfig(BaseModel):
     num_samples: int = Field(20, ge=1, le=1000, description="images in a sample grid")
     score_features: str | None = Field(
         None,
-        description="file of a network from images (B, C, H, W) in [0, 1] to features (B, D), TorchScript or .pt2 of "
-        "torch.export, for a few-step Frechet distance in training; null: none",
+        description="features for a few-step Frechet distance in training, as for evaluate: fashion-mnist, inception, "
+        "a folder of train-features or of an autoencoder, a TorchScript or .pt2 file; null: none",
     )
     score_steps: int = Field(2000, ge=1, description="steps between these distances")
     score_images: int = Field(500, ge=2, description="images that such a distance generates, and real ones")

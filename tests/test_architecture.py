@@ -32,7 +32,7 @@ ALLOWED = {
     },
     "report": {"errors", "figures", "files"},
     "training": {
-        *("checkpoints", "config", "data", "devices", "errors", "figures", "files", "hub"),
+        *("checkpoints", "config", "data", "devices", "errors", "features", "figures", "files", "hub", "metrics"),
         *("report", "samplers", "stopping", "training", *UPLOADED),
     },
     "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},

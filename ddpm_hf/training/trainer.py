@@ -46,7 +46,6 @@ from ddpm_hf.training.parts import (
 )
 from ddpm_hf.training.pictures import fast_pipeline, sample_grid
 from ddpm_hf.training.resuming import agree_on_checkpoint, compare_runs, refuse_changes, settings_before
-from ddpm_hf.training.score import FrechetScore
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.telling import facts, first_line, unused_settings
 from ddpm_hf.training.tracking import Trackers, trackers_for
@@ -95,9 +94,7 @@ class Trainer:
         self.validation = self.validation_data and Validation(
             self.validation_data, self.scheduler, config.seed, self.accelerator
         )
-        self.score = config.score_features and FrechetScore(
-            config.score_features, self.validation_data or self.data, config.score_images, self.accelerator
-        )
+        self.score = self._score() if config.score_features else None
         self.total_steps = config.max_train_steps or config.total_steps(len(self.data))
         self._saved_step: int | None = None
         self._lock: FileLock | None = None
@@ -180,6 +177,12 @@ class Trainer:
         return ArrayFeed(
             self.data, self.config.seed, self.config.train_batch_size, self.accelerator.process_index, ranks
         )
+
+    def _score(self):
+        from ddpm_hf.training.score import FrechetScore  # needs packages that other runs do without
+
+        config, data = self.config, self.validation_data or self.data
+        return FrechetScore(config.score_features, data, config.score_images, self.accelerator)
 
     # ---- the loop
 

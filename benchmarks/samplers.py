@@ -1,0 +1,242 @@
+"""Quality and time of samplers on one set of weights: the table, the plot and the ratios of the README.
+
+    python -m benchmarks.samplers --dataset DIR [--model FOLDER] [--num-images 1000] [--long-images 500]
+
+Quality is the Frechet distance of the features of generated images (of seeds 0, 1, ..., classes in turn) to those of
+the data set's test split, by ``ddpm_hf.evaluation``. Samplers of more than 100 network calls make ``--long-images``,
+and all others are scored on as many, too, so that the last column compares all. Seconds are for 16 images, the best of
+three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come; what is there is not done again.
+
+At the end: the seed's sampling loop (float32, NCHW, all steps) and diffusers' own pipeline (float32, NCHW) on the same
+weights and the same 16 images, timed in the same run as our best of at most 20 steps.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import diffusers
+import torch
+from tqdm.auto import tqdm
+
+from ddpm_hf.data import Source, open_data
+from ddpm_hf.devices import best_device, best_dtype
+from ddpm_hf.evaluation import ImageSet, generated_images, image_set
+from ddpm_hf.features import FeatureExtractor, load_features
+from ddpm_hf.hub import load_pipeline
+from ddpm_hf.metrics import frechet_distance
+from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.scheduler import MyDDPMScheduler
+
+TIMED_IMAGES = 16
+STEPS = (5, 10, 15, 20, 50, 100)
+MOST_CALLS = 100  # of the network, for the larger number of images
+FEW_STEPS = 20
+CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
+TRAILING = {"timestep_spacing": "trailing"}
+
+DPM = diffusers.DPMSolverMultistepScheduler
+# name -> scheduler, its settings, the numbers of steps
+SAMPLERS = {
+    "ours, fixed_large": (MyDDPMScheduler, {"variance_type": "fixed_large"}, (*STEPS, 1000)),
+    "ours, fixed_small, clipped": (MyDDPMScheduler, {"variance_type": "fixed_small", **CLIP}, (*STEPS, 1000)),
+    "stock DDPM": (diffusers.DDPMScheduler, {"variance_type": "fixed_small", **CLIP}, STEPS),
+    "DDIM": (diffusers.DDIMScheduler, {**TRAILING, **CLIP}, STEPS),
+    "DDIM, not clipped": (diffusers.DDIMScheduler, {**TRAILING, "clip_sample": False}, STEPS[:4]),
+    "DPM++ 2M, trailing": (DPM, {**TRAILING, **CLIP_MULTISTEP}, STEPS),
+    "DPM++ 2M, trailing, not clipped": (DPM, {**TRAILING, "thresholding": False}, STEPS[:4]),
+    "DPM++ 2M, linspace": (DPM, {"timestep_spacing": "linspace", **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M, leading": (DPM, {"timestep_spacing": "leading", **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M, Karras sigmas": (DPM, {"use_karras_sigmas": True, **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M, exponential sigmas": (DPM, {"use_exponential_sigmas": True, **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M, Lu's lambdas": (DPM, {"use_lu_lambdas": True, **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M SDE, trailing": (DPM, {**TRAILING, "algorithm_type": "sde-dpmsolver++", **CLIP_MULTISTEP}, STEPS[:4]),
+    "UniPC": (diffusers.UniPCMultistepScheduler, {**TRAILING, **CLIP_MULTISTEP}, STEPS),
+    "Euler": (diffusers.EulerDiscreteScheduler, TRAILING, STEPS[:4]),
+    "Heun": (diffusers.HeunDiscreteScheduler, {**TRAILING, **CLIP}, STEPS[:4]),
+}
+
+
+# ---- measuring
+
+
+def with_scheduler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
+    scheduler_class, settings, _ = SAMPLERS[name]
+    names = ("id2label", "output_height", "output_width", "output_resize")
+    options = {key: pipeline.config.get(key) for key in names}
+    other = MyDDPMPipeline(pipeline.unet, scheduler_class.from_config(pipeline.scheduler.config, **settings), **options)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def labels_of(pipeline: MyDDPMPipeline, count: int) -> list[int] | None:
+    return None if pipeline.num_classes is None else [i % pipeline.num_classes for i in range(count)]
+
+
+@torch.inference_mode()
+def seconds(pipeline: MyDDPMPipeline, steps: int) -> tuple[float, int]:
+    """Best time for 16 images, and the calls of the network."""
+    times = []
+    for _ in range(1 if steps > MOST_CALLS else 3):
+        start = time.perf_counter()
+        *_, last = pipeline.denoise(TIMED_IMAGES, labels_of(pipeline, TIMED_IMAGES), 1.0, steps, seed=0)
+        pipeline.postprocess(last.sample)
+        times.append(time.perf_counter() - start)
+    return min(times), last.index + 1
+
+
+def measure(pipeline, name: str, steps: int, options, extractor: FeatureExtractor, real: torch.Tensor) -> dict:
+    sampler = with_scheduler(pipeline, name)
+    best, calls = seconds(sampler, steps)
+    count = options.long_images if steps > MOST_CALLS else max(options.num_images, options.long_images)
+    images: ImageSet = generated_images(sampler, count, steps=steps)
+    features = extractor(images.images).features
+    line = {"sampler": name, "steps": steps, "calls": calls, "seconds": best}
+    if steps <= MOST_CALLS:
+        line["fid"] = frechet_distance(features[: options.num_images], real)
+    line["fid_long"] = frechet_distance(features[: options.long_images], real)
+    return line
+
+
+# ---- peers, on the same weights
+
+
+@torch.inference_mode()
+def seed_seconds(pipeline: MyDDPMPipeline) -> float:
+    """The seed's sampling: float32, NCHW, every one of its steps, noise of variance beta."""
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    labels = labels_of(pipeline, TIMED_IMAGES)
+    labels = None if labels is None else torch.tensor(labels)
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    start = time.perf_counter()
+    x = torch.randn(TIMED_IMAGES, channels, size, size)
+    for t in tqdm(range(len(scheduler) - 1, -1, -1), desc="the seed's loop", leave=False):
+        time_tensor = (torch.ones(TIMED_IMAGES, 1) * t).long()
+        eta_theta = unet(x, time_tensor.reshape(-1), labels).sample
+        alpha_t, alpha_t_bar, beta_t = scheduler.alphas[t], scheduler.alphas_cumprod[t], scheduler.betas[t]
+        x = (1 / alpha_t.sqrt()) * (x - (1 - alpha_t) / (1 - alpha_t_bar).sqrt() * eta_theta)
+        if t > 0:
+            x = x + beta_t.sqrt() * torch.randn(TIMED_IMAGES, channels, size, size)
+    return time.perf_counter() - start
+
+
+def stock_seconds(pipeline: MyDDPMPipeline, steps: int) -> float:
+    """diffusers' own DDIMPipeline, as it loads: float32, NCHW. It gives no labels, which costs nothing."""
+    scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    stock = diffusers.DDIMPipeline(pipeline.unet, scheduler)
+    stock.set_progress_bar_config(disable=True)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        stock(batch_size=TIMED_IMAGES, num_inference_steps=steps, output_type="pil")
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def plain(model: str | None) -> MyDDPMPipeline:
+    """The pipeline in float32 and NCHW."""
+    pipeline = load_pipeline(model)
+    pipeline.unet.to(memory_format=torch.contiguous_format)
+    return pipeline
+
+
+def compare(pipeline: MyDDPMPipeline, lines: list[dict], options):
+    """The ratios that the README states, both sides timed now."""
+    long = [line for line in lines if line["steps"] == 1000]
+    few = [line for line in lines if line["calls"] <= FEW_STEPS]
+    target = min(long, key=lambda line: line["fid_long"])
+    enough = [line for line in few if line["fid_long"] <= 1.02 * target["fid_long"]]
+    best = min(enough, key=lambda line: line["calls"]) if enough else min(few, key=lambda line: line["fid_long"])
+    ours, _ = seconds(with_scheduler(pipeline, best["sampler"]), best["steps"])
+    other = plain(options.model)
+    seed, stock = seed_seconds(other), stock_seconds(other, best["calls"])
+    print(f"\n1000 steps: {target['sampler']}, FID {target['fid_long']:.3f} of {options.long_images} images")
+    print(
+        f"{best['sampler']}, {best['steps']} steps: FID {best['fid_long']:.3f}, "
+        f"{best['fid_long'] / target['fid_long']:.3f} times that"
+    )
+    print(f"16 images: ours {ours:.3f} s; the seed's loop {seed:.2f} s, {seed / ours:.0f} x; ", end="")
+    print(f"diffusers' DDIMPipeline at {best['calls']} steps {stock:.3f} s, {stock / ours:.2f} x")
+
+
+# ---- telling
+
+
+def print_table(lines: list[dict], options):
+    long = f"FID {options.long_images}"
+    print(f"\n{'sampler':34}{'steps':>6}{'calls':>6}{'seconds':>9}{f'FID {options.num_images:,}':>11}{long:>9}")
+    for line in sorted(lines, key=lambda line: (list(SAMPLERS).index(line["sampler"]), line["steps"])):
+        score = f"{line['fid']:11.3f}" if "fid" in line else " " * 11
+        print(
+            f"{line['sampler']:34}{line['steps']:6}{line['calls']:6}{line['seconds']:9.3f}{score}{line['fid_long']:9.3f}"
+        )
+
+
+def draw(lines: list[dict], path: Path, options):
+    """Quality against time, both logarithmic, a line for every sampler that has more than a few points."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in SAMPLERS:
+        points = sorted((line["seconds"], line["fid_long"], line["steps"]) for line in lines if line["sampler"] == name)
+        if len(points) < 5:
+            continue
+        times, scores, steps = zip(*points)
+        axes.plot(times, scores, marker="o", markersize=4, label=name)
+        axes.annotate(str(steps[-1]), (times[-1], scores[-1]), textcoords="offset points", xytext=(5, 3), fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="seconds for 16 images", ylabel=f"FID of {options.long_images} images")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
+    parser.add_argument("--dataset", required=True, help="what it was trained on, as for train.py")
+    parser.add_argument("--num-images", type=int, default=1000)
+    parser.add_argument("--long-images", type=int, default=500)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), metavar="NAME")
+    parser.add_argument("--steps", nargs="+", type=int, help="only these numbers of steps")
+    parser.add_argument("--features", default="auto")
+    parser.add_argument("--output", type=Path, default=Path("runs/samplers.jsonl"))
+    parser.add_argument("--plot", type=Path, help="a picture of quality against time")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the seed's loop and diffusers' pipeline")
+    options = parser.parse_args()
+
+    device = best_device()
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}", flush=True)
+    pipeline = load_pipeline(options.model, dtype=best_dtype(device), device=device)
+    config = pipeline.unet.config
+    mode = "L" if config.in_channels == 1 else "RGB"
+    _, test = open_data(
+        [Source(options.dataset)], sample_size=config.sample_size, image_mode=mode, validation_images=10_000
+    )
+    reference = image_set(test)
+    extractor = load_features(options.features, reference.shape, device)
+    real = extractor(reference.images).features
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.touch()
+    lines = [json.loads(line) for line in options.output.read_text().splitlines()]
+    done = {(line["sampler"], line["steps"]) for line in lines}
+    for name in options.samplers:
+        for steps in SAMPLERS[name][2]:
+            if (name, steps) in done or (options.steps and steps not in options.steps):
+                continue
+            lines.append(measure(pipeline, name, steps, options, extractor, real))
+            with options.output.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+    print_table(lines, options)
+    if options.plot:
+        draw(lines, options.plot, options)
+    if not options.no_peers and any(line["steps"] == 1000 for line in lines):
+        compare(pipeline, lines, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The seed's Fashion-MNIST experiment and a modern one, in one call: losses, times, scores, pictures and weights.
+
+    python -m benchmarks.seed_runs --dataset DIR --output DIR [--max-train-steps N] [--num-images 10000]
+
+*published* is the seed's network of 20.6 M trained parameters at its published settings: batch 28, learning rate 1e-3
+throughout, 20 epochs, 1000 steps, no average. *modern* is ``configs/fashion_mnist_modern.yaml``. Each is trained by
+train.py, which resumes, so that a call that was cut off is made again; then scored by ``evaluate``, and drawn by
+``noise`` and ``sample``. What ends up in ``--output``, small enough to be sent: ``NAME/`` with metrics.jsonl, loss.png,
+score.json, noise.png and samples.png, ``NAME-pipeline/`` with the weights in half precision in shards of at most 15 MB,
+and summary.json. With --max-train-steps the same is done reduced, and the summary says so.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {
+    "published": {
+        "config": "configs/fashion_mnist.yaml",
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "ema_max_decay": 0,
+    },
+    "modern": {"config": "configs/fashion_mnist_modern.yaml"},
+}
+KEPT = ("metrics.jsonl", "loss.png", "timesteps.png", "config.yaml")
+
+
+def call(*words):
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+
+
+def train(name: str, options) -> tuple[Path, float]:
+    """The run's folder, and the seconds that its steps took, those before an interruption included."""
+    run = options.work / name
+    settings = {**RUNS[name], "dataset": options.dataset, "output_dir": run, "report_to": "none"}
+    if options.max_train_steps:
+        settings |= {"max_train_steps": options.max_train_steps}
+    if options.torch_compile:
+        settings |= {"torch_compile": options.torch_compile}
+    start = time.perf_counter()
+    call("train.py", *(part for key, value in settings.items() for part in (f"--{key}", value)))
+    spent = run / "seconds.json"
+    seconds = (json.loads(spent.read_text()) if spent.exists() else 0) + time.perf_counter() - start
+    spent.write_text(json.dumps(seconds))
+    return run, seconds
+
+
+def look(name: str, run: Path, options) -> Path:
+    """Score, pictures and weights of a finished run, in ``--output``."""
+    out = options.output / name
+    out.mkdir(parents=True, exist_ok=True)
+    for file in KEPT:
+        if (run / file).exists():
+            shutil.copy(run / file, out / file)
+    data = ["--dataset", options.dataset]
+    call("-m", "ddpm_hf", "evaluate", run, "--num-images", options.num_images, "--output", out / "score.json")
+    call("-m", "ddpm_hf", "noise", run, *data, "--output", out / "noise.png")
+    call("-m", "ddpm_hf", "sample", run, "--num-images", 64, "--output", out / "samples.png")
+    weights = ["--half", "--max-shard-size", "15MB", "--output", options.output / f"{name}-pipeline"]
+    call("-m", "ddpm_hf", "export", run, *weights)
+    return out
+
+
+def summary(name: str, out: Path, seconds: float, options) -> dict:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    last = {key: value for line in lines for key, value in line.items()}  # the newest of every number
+    score = json.loads((out / "score.json").read_text())
+    return {
+        "run": name,
+        "reduced": bool(options.max_train_steps),
+        "steps": last["step"],
+        "images": last["images_seen"],
+        "seconds": round(seconds, 1),
+        "loss": last["loss"],
+        "validation_loss": last.get("validation_loss"),
+        "num_images": score["protocol"]["num_images"],
+        **{key: score["scores"][key] for key in ("fid", "kid", "precision", "recall")},
+        "real_fid": score["floor"]["fid"],
+    }
+
+
+def print_table(rows: list[dict]):
+    print(
+        f"\n{'run':12}{'steps':>8}{'images':>11}{'seconds':>9}{'loss':>8}{'FID':>9}{'real':>7}{'prec.':>7}{'recall':>8}"
+    )
+    for row in rows:
+        print(
+            f"{row['run']:12}{row['steps']:8,.0f}{row['images']:11,.0f}{row['seconds']:9,.0f}{row['loss']:8.4f}"
+            f"{row['fid']:9.2f}{row['real_fid']:7.2f}{row['precision']:7.3f}{row['recall']:8.3f}"
+            f"{'  reduced' if row['reduced'] else ''}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="Fashion-MNIST, as for train.py")
+    parser.add_argument("--output", type=Path, required=True, help="folder of what comes out")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "seed_runs", help="folder of the runs themselves")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--max-train-steps", type=int, help="a reduced run")
+    parser.add_argument("--num-images", type=int, default=10_000, help="to score")
+    parser.add_argument("--torch-compile", help="mode of torch.compile, as for train.py")
+    options = parser.parse_args()
+    options.output, options.work = options.output.resolve(), options.work.resolve()
+
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{platform.machine()}, {device}, torch {torch.__version__}", flush=True)
+    rows = []
+    for name in options.only:
+        run, seconds = train(name, options)
+        rows.append(summary(name, look(name, run, options), seconds, options))
+        (options.output / "summary.json").write_text(json.dumps({"machine": device, "runs": rows}, indent=2) + "\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
