@@ -5,7 +5,7 @@
 Quality is the Frechet distance of the features of generated images (of seeds 0, 1, ..., classes in turn) to those of
 the data set's test split, by ``ddpm_hf.evaluation``. Samplers of more than 100 network calls make ``--long-images``,
 and all others are scored on as many, too, so that the last column compares all. Seconds are for 16 images, the best of
-three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come; what is there is not done again.
+three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come, and not measured again.
 
 At the end: the seed's sampling loop (float32, NCHW, all steps) and diffusers' own pipeline (float32, NCHW) on the same
 weights and the same 16 images, timed in the same run as our best of at most 20 steps.

@@ -1,6 +1,7 @@
 """The command line: ``python -m ddpm_hf COMMAND``, --help lists them."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, help="folder of the pipeline")
     export.add_argument("--weights", help="of a run: raw, or the decay of one of its averages (default its first)")
     export.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
+    export.add_argument("--max-shard-size", help="split the weights into files of at most so much, such as 15MB")
     export.set_defaults(run=_export)
 
     push = commands.add_parser("push", help="upload a pipeline to the Hub")
@@ -146,7 +148,12 @@ def _export(arguments):
         from ddpm_hf.training import load_weights_of
 
         pipeline = load_weights_of(arguments.model, arguments.weights)
-    export_pipeline(arguments.output, as_stock(pipeline), dtype=torch.float16 if arguments.half else None)
+    size = arguments.max_shard_size
+    if size is not None and not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", size):
+        raise UserError(f"--max-shard-size must be like 15MB, got {size!r}.")
+    export_pipeline(
+        arguments.output, as_stock(pipeline), dtype=torch.float16 if arguments.half else None, max_shard_size=size
+    )
     print(f"wrote {arguments.output}")
 
 

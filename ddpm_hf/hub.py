@@ -36,7 +36,13 @@ LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "schedu
 # ---- export
 
 
-def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: torch.dtype | None = None) -> Path:
+def export_pipeline(
+    folder: str | Path,
+    pipeline: DiffusionPipeline,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str | None = None,
+) -> Path:
     """Write ``pipeline`` as a folder that loads with diffusers alone, from the folder or from the Hub.
 
     Component files have the hash of their content in their names: diffusers puts the component files of all
@@ -46,6 +52,7 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
         folder: created; an exported pipeline in its place is replaced as a whole.
         pipeline: the weights are written as safetensors.
         dtype: floating-point type of the stored weights; None keeps them as they are.
+        max_shard_size: largest file of weights, such as "15MB"; None is diffusers' own limit.
 
     Raises:
         UserError: if something else than an exported pipeline is in its place. It is not touched.
@@ -57,7 +64,7 @@ def export_pipeline(folder: str | Path, pipeline: DiffusionPipeline, *, dtype: t
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         partial = Path(parent) / "new"
         try:
-            _write_pipeline(partial, pipeline, dtype)
+            _write_pipeline(partial, pipeline, dtype, max_shard_size)
         except Exception as error:  # safetensors and the system each raise their own for a full disk
             raise UserError(f"pipeline {folder.name} could not be written: {one_line(error)}") from error
         if folder.exists():
@@ -85,9 +92,10 @@ def is_replaceable(folder: Path) -> bool:
     return not any(folder.iterdir()) or ((folder / "model_index.json").is_file() and not (folder / ".git").exists())
 
 
-def _write_pipeline(folder: Path, pipeline: DiffusionPipeline, dtype: torch.dtype | None):
+def _write_pipeline(folder: Path, pipeline, dtype: torch.dtype | None, max_shard_size: str | None):
     unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    unet.save_pretrained(folder / "unet", safe_serialization=True, **shards)
     _forget_origin(folder / "unet" / "config.json")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     components = {
