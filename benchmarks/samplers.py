@@ -194,7 +194,7 @@ def draw(lines: list[dict], path: Path, options):
     figure.savefig(path, dpi=120)
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
     parser.add_argument("--dataset", required=True, help="what it was trained on, as for train.py")
@@ -206,7 +206,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/samplers.jsonl"))
     parser.add_argument("--plot", type=Path, help="a picture of quality against time")
     parser.add_argument("--no-peers", action="store_true", help="leave out the seed's loop and diffusers' pipeline")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
     device = best_device()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}", flush=True)

@@ -107,7 +107,7 @@ def print_table(lines: list[dict]):
         )
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="Fashion-MNIST, as for train.py")
     parser.add_argument("--minutes", type=float, default=8, help="of training, each variant")
@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "search")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "search" / "table.jsonl")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.touch()
     for name in options.only:

@@ -98,7 +98,7 @@ def print_table(rows: list[dict]):
         )
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="Fashion-MNIST, as for train.py")
     parser.add_argument("--output", type=Path, required=True, help="folder of what comes out")
@@ -107,7 +107,7 @@ def main():
     parser.add_argument("--max-train-steps", type=int, help="a reduced run")
     parser.add_argument("--num-images", type=int, default=10_000, help="to score")
     parser.add_argument("--torch-compile", help="mode of torch.compile, as for train.py")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.output, options.work = options.output.resolve(), options.work.resolve()
 
     import torch

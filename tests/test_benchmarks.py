@@ -1,11 +1,17 @@
-"""The benchmark of training runs at its smallest setting, so that it cannot rot."""
+"""The benchmarks run at their smallest settings, so that they cannot rot."""
+
+import json
+import math
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from helpers import ROOT
+from helpers import ROOT, tiny_pipeline
 
-from benchmarks import train_throughput
+from benchmarks import samplers, search, seed_runs, train_throughput
+from ddpm_hf.hub import export_pipeline, load_pipeline
 
+DATA = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
 TINY = ["block_out_channels=[8, 16]", "feed_forward_dim=16", "attention_levels=[1]", "num_train_timesteps=20"]
 
 
@@ -15,6 +21,14 @@ def repository_images(monkeypatch):
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+def fashion_mnist() -> str:
+    """Debian's package of it."""
+    path = Path("/usr/share/datasets/fashion-mnist")
+    if not path.is_dir():
+        pytest.skip("the package dataset-fashion-mnist is not installed")
+    return str(path)
 
 
 @pytest.mark.parametrize("side", train_throughput.SIDES)
@@ -31,3 +45,77 @@ def test_tables(capsys):
     printed = capsys.readouterr().out
     assert "loops: seed's network" in printed and "\nours " in printed
     assert "images/s x" in printed and "checkpoint, every 500" in printed
+
+
+# ---- samplers, the search, and the seed's runs
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    pipeline = tiny_pipeline(
+        sample_size=32, num_class_embeds=10, attention_levels=[], output_size=(28, 28), num_train_timesteps=1000
+    )
+    return str(export_pipeline(tmp_path_factory.mktemp("benchmarks") / "model", pipeline))
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_of_the_table(model, tmp_path, capsys, name):
+    common = ["--model", model, "--dataset", DATA, "--num-images", "20", "--long-images", "10", "--no-peers"]
+    files = ["--output", str(tmp_path / "x.jsonl"), "--plot", str(tmp_path / "x.png")]
+    samplers.main([*common, "--samplers", name, "--steps", "5", *files])
+    (line,) = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert line["calls"] == (9 if name == "Heun" else 5)
+    assert math.isfinite(line["fid"]) and line["fid"] > 0 and line["fid_long"] > 0 and line["seconds"] > 0
+    assert name in capsys.readouterr().out and (tmp_path / "x.png").stat().st_size > 0
+
+
+def test_stock_ddpm_draws_what_ours_draws(model):
+    """The same seeds and steps through both: what the table's rows of one name have in common."""
+    pipeline = load_pipeline(model)
+    ours, stock = (samplers.with_scheduler(pipeline, name) for name in ("ours, fixed_small, clipped", "stock DDPM"))
+    images = [p(4, [0, 1, 2, 3], num_inference_steps=10, seed=0, output_type="pt").images for p in (ours, stock)]
+    assert (images[0] - images[1]).abs().max() < 1e-4
+
+
+def test_the_peers_and_the_ratios(model, tmp_path, capsys, monkeypatch):
+    lines = [
+        {"sampler": "ours, fixed_large", "steps": 1000, "calls": 1000, "seconds": 1.0, "fid_long": 10.0},
+        {"sampler": "DDIM", "steps": 5, "calls": 5, "seconds": 0.1, "fid": 20.0, "fid_long": 20.0},
+        {"sampler": "DPM++ 2M, trailing", "steps": 10, "calls": 10, "seconds": 0.1, "fid": 9.0, "fid_long": 10.1},
+        {"sampler": "DPM++ 2M, trailing", "steps": 15, "calls": 15, "seconds": 0.1, "fid": 9.0, "fid_long": 9.0},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    files = ["--output", str(tmp_path / "x.jsonl"), "--samplers", "DDIM", "--steps", "5"]
+    samplers.main(["--model", model, "--dataset", DATA, *files])
+    out = capsys.readouterr().out
+    assert "DPM++ 2M, trailing, 10 steps: FID 10.100, 1.010 times that" in out
+    assert "the seed's loop" in out and "DDIMPipeline at 10 steps" in out
+
+
+@pytest.mark.slow
+def test_the_search_compares_variants(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(search, "PROBE_STEPS", 20)
+    monkeypatch.setitem(search.BASE, "block_out_channels", [8, 16])
+    monkeypatch.setitem(search.BASE, "attention_levels", [])
+    files = ["--folder", str(tmp_path), "--output", str(tmp_path / "x.jsonl")]
+    pace = ["--minutes", "0.05", "--num-images", "140", "--steps", "2"]
+    search.main(["--dataset", fashion_mnist(), *pace, "--only", "base", "v-prediction", *files])
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["variant"] for line in lines] == ["base", "v-prediction"]
+    assert lines[0]["images"] == lines[1]["images"] > 0
+    assert "v-prediction" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_seeds_runs_reduced(tmp_path, capsys):
+    output = tmp_path / "out"
+    common = ["--dataset", fashion_mnist(), "--output", str(output), "--work", str(tmp_path / "work")]
+    seed_runs.main([*common, "--only", "published", "--max-train-steps", "3", "--num-images", "140"])
+    (row,) = json.loads((output / "summary.json").read_text())["runs"]
+    assert row["reduced"] and row["steps"] == 3 and row["fid"] > 0
+    assert {"noise.png", "samples.png", "score.json", "loss.png"} <= {
+        path.name for path in (output / "published").iterdir()
+    }
+    shards = list((output / "published-pipeline" / "unet").glob("*.safetensors"))
+    assert len(shards) > 1 and max(shard.stat().st_size for shard in shards) < 16e6
+    assert "published" in capsys.readouterr().out

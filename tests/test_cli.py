@@ -159,3 +159,68 @@ def test_the_embedded_model_from_the_shell(tmp_path):
     corners = arrays["images"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.median(corners) < 10
     assert arrays["labels"].tolist() == [i % 10 for i in range(16)]
+
+
+# ---- noise and features
+
+
+def test_the_noise_picture_has_a_row_for_every_stage(model, tmp_path):
+    data = ["--dataset", str(ROOT / "data" / "fashion_mnist_tiny.parquet"), "--num-images", "4"]
+    assert main(["noise", *data, "--output", str(tmp_path / "plain.png")]) == 0
+    assert main(["noise", model, *data, "--steps", "3", "--output", str(tmp_path / "model.png")]) == 0
+    plain, drawn = (Image.open(tmp_path / name) for name in ("plain.png", "model.png"))
+    assert plain.height == 5 * 58 - 2  # 28 pixels, twice enlarged, and a gap
+    # the model's are 8x8: real images are scaled and cropped to that
+    assert drawn.height == 6 * 18 - 2
+
+
+def test_more_noise_is_less_picture(tmp_path):
+    data = ["--dataset", str(ROOT / "data" / "fashion_mnist_tiny.parquet"), "--num-images", "6"]
+    assert main(["noise", *data, "--output", str(tmp_path / "x.png")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "x.png").convert("L")).astype(float)
+    pixels = pixels[:, -(6 * 58 - 2) :]
+    rows = [pixels[i * 58 : i * 58 + 56].ravel() for i in range(5)]
+    likeness = [np.corrcoef(rows[0], row)[0, 1] for row in rows[1:]]
+    assert likeness == sorted(likeness, reverse=True) and likeness[0] > 0.6 and abs(likeness[-1]) < 0.3
+
+
+def test_features_of_a_labelled_data_set(tmp_path, capsys):
+    data = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
+    output = tmp_path / "features"
+    assert main(["train-features", "--dataset", data, "--epochs", "1", "--output", str(output)]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert (output / "config.json").is_file()
+    assert main(["train-features", "--dataset", data, "--epochs", "1", "--output", str(output)]) == 0  # again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--dataset", "nowhere/at-all/x"], "nowhere/at-all/x"),
+        (["--output", "tests"], "exists and is not a classifier"),
+    ],
+)
+def test_mistakes_about_features_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    data = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
+    given = ["train-features", "--dataset", data, "--output", str(tmp_path / "x"), *arguments]
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_pictures_without_labels_have_no_features_to_learn(tmp_path, capsys):
+    for i in range(30):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    assert main(["train-features", "--dataset", str(tmp_path), "--output", str(tmp_path / "x")]) == 2
+    assert "has no classes to tell apart" in capsys.readouterr().err
+
+
+def test_export_in_shards(model, tmp_path):
+    whole = load_pipeline(model).unet.state_dict()
+    assert main(["export", model, "--output", str(tmp_path / "x"), "--max-shard-size", "20KB"]) == 0
+    assert len(list((tmp_path / "x" / "unet").glob("*.safetensors"))) > 1
+    sharded = load_pipeline(tmp_path / "x").unet.state_dict()
+    assert all((sharded[name] == whole[name]).all() for name in whole)
+    assert main(["export", model, "--output", str(tmp_path / "y"), "--max-shard-size", "huge"]) == 2
