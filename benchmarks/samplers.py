@@ -190,7 +190,8 @@ def draw(lines: list[dict], path: Path, options):
         axes.annotate(str(steps[-1]), (times[-1], scores[-1]), textcoords="offset points", xytext=(5, 3), fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="seconds for 16 images", ylabel=f"FID of {options.long_images} images")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -77,7 +77,8 @@ def test_stock_ddpm_draws_what_ours_draws(model):
     assert (images[0] - images[1]).abs().max() < 1e-4
 
 
-def test_the_peers_and_the_ratios(model, tmp_path, capsys, monkeypatch):
+@pytest.mark.slow
+def test_the_peers_and_the_ratios(model, tmp_path, capsys):
     lines = [
         {"sampler": "ours, fixed_large", "steps": 1000, "calls": 1000, "seconds": 1.0, "fid_long": 10.0},
         {"sampler": "DDIM", "steps": 5, "calls": 5, "seconds": 0.1, "fid": 20.0, "fid_long": 20.0},

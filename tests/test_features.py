@@ -128,6 +128,7 @@ def inception_weights(tmp_path, monkeypatch) -> str:
     return str(tmp_path / "inception.pth")
 
 
+@pytest.mark.slow
 def test_inception_with_weights_from_a_file(images, inception_weights):
     extractor = load_features("inception", GRAY, weights=inception_weights)
     found = extractor(images[:2])

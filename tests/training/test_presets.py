@@ -56,6 +56,7 @@ def trained(preset: str, folder, *arguments: str) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_flowers102(served, tmp_path):
     for split, count, seed in (("train", 24, 0), ("test", 16, 1)):
         served("nelorth/oxford-flowers", split, flowers(tmp_path / f"{split}.parquet", count, seed))
@@ -69,6 +70,7 @@ def test_flowers102(served, tmp_path):
     assert np.isfinite(metrics(tmp_path / "run")[-1]["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["fashion_mnist_small", "fashion_mnist"])
 def test_fashion_mnist(served, tmp_path, preset):
     served("zalando-datasets/fashion_mnist", "train", DATA)
