@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 # In half precision the network always sees so many images at once, padded where there are fewer. Matrix kernels round
 # differently for different batch shapes; of float32 nothing remains of that in 8-bit pixels, of bfloat16 it does, and
 # an image would depend on the batch it is made in.
-HALF_PRECISION_BATCH = {"cpu": 8}
+HALF_PRECISION_BATCH = {"cpu": 16}
 HALF_PRECISION_BATCH_ELSEWHERE = 64
 
 Generators = torch.Generator | list[torch.Generator] | None

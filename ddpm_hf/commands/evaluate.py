@@ -110,7 +110,8 @@ def _generated(arguments):
 
         pipeline = load_weights_of(arguments.model, arguments.weights).to(device, dtype)
     config = pipeline.unet.config
-    train, reference, _, told = _real(arguments, _run_config(arguments.model), config.sample_size, config.in_channels)
+    run = _run_config(arguments.model)
+    train, reference, _, told = _real(arguments, run, config.sample_size, config.in_channels)
     sampler, steps = arguments.scheduler or DEFAULT_SAMPLER, arguments.steps or DEFAULT_STEPS
     images = generated_images(
         with_sampler(pipeline, sampler),
@@ -127,9 +128,17 @@ def _generated(arguments):
         "seed": arguments.seed,
         "guidance_scale": arguments.guidance_scale,
         "dtype": str(dtype).removeprefix("torch."),
-        "weights": arguments.weights or "exported",
+        "weights": _weights(arguments, run),
     }
     return images, train, reference, {**how, **told}
+
+
+def _weights(arguments, run) -> str:
+    """Which weights are judged: trained ones, or which average of them."""
+    if arguments.weights is None and run is None:
+        return "as exported"
+    decay = arguments.weights or run.ema_max_decays[0]
+    return "raw" if decay in ("raw", 0) else f"average, largest decay {decay}"
 
 
 def _run_config(model: str):
