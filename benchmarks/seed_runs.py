@@ -60,7 +60,8 @@ def look(name: str, run: Path, options) -> Path:
         if (run / file).exists():
             shutil.copy(run / file, out / file)
     data = ["--dataset", options.dataset]
-    call("-m", "ddpm_hf", "evaluate", run, "--num-images", options.num_images, "--output", out / "score.json")
+    count, steps = ["--num-images", options.num_images], ["--steps", options.sample_steps]
+    call("-m", "ddpm_hf", "evaluate", run, *count, *steps, "--output", out / "score.json")
     call("-m", "ddpm_hf", "noise", run, *data, "--output", out / "noise.png")
     call("-m", "ddpm_hf", "sample", run, "--num-images", 64, "--output", out / "samples.png")
     weights = ["--half", "--max-shard-size", "15MB", "--output", options.output / f"{name}-pipeline"]
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--max-train-steps", type=int, help="a reduced run")
     parser.add_argument("--num-images", type=int, default=10_000, help="to score")
+    parser.add_argument("--sample-steps", type=int, default=50, help="of the sampler, for the score")
     parser.add_argument("--torch-compile", help="mode of torch.compile, as for train.py")
     options = parser.parse_args(argv)
     options.output, options.work = options.output.resolve(), options.work.resolve()
