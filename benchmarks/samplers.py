@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.data import Source, open_data
 from ddpm_hf.devices import best_device, best_dtype
-from ddpm_hf.evaluation import ImageSet, generated_images, image_set
 from ddpm_hf.features import FeatureExtractor, load_features
 from ddpm_hf.hub import load_pipeline
+from ddpm_hf.image_sets import ImageSet, generated_images, image_set
 from ddpm_hf.metrics import frechet_distance
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler

@@ -13,6 +13,13 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+def processes():
+    """accelerate's ``PartialState``: the processes of this launch, over gloo where there is no accelerator."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=best_device().type == "cpu")
+
+
 def best_dtype(device: torch.device | None = None) -> torch.dtype:
     """bfloat16 where it is faster than float32 on ``device``, else float32."""
     return torch.bfloat16 if bf16_is_faster(device) else torch.float32

@@ -31,12 +31,26 @@ class FeatureExtractor:
         name: as the user gave it.
         network: from uint8 (B, C, H, W) to features (B, D), or to (features, logits).
         rule: how images are brought to what it takes, in words.
-        num_classes: of its logits, where these are classes of the data set.
+        classes: of its logits, their names or, where these are not known, their number; None: of no data set.
     """
 
-    def __init__(self, name: str, network: Callable, rule: str, device: torch.device, num_classes: int | None = None):
-        self.name, self.network, self.rule, self.device = name, network, rule, device
-        self.num_classes = num_classes
+    def __init__(
+        self, name: str, network: Callable, rule: str, device: torch.device, classes: list[str] | int | None = None
+    ):
+        self.name, self.network, self.rule, self.device = Path(name).name, network, rule, device
+        self.classes = classes
+
+    def knows(self, names: list[str] | None, count: int | None) -> bool:
+        """Whether its logits are the classes of these names, or where one side has none, of this number."""
+        if self.classes is None or not count:
+            return False
+        if isinstance(self.classes, int) or names is None:
+            return count == (self.classes if isinstance(self.classes, int) else len(self.classes))
+        return [name.lower() for name in names] == [name.lower() for name in self.classes]
+
+    def num_features(self, shape: tuple[int, int, int]) -> int:
+        """D, for images of ``shape`` (C, H, W); a UserError if it cannot take them."""
+        return self(torch.zeros(1, *shape, dtype=torch.uint8)).features.shape[1]
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> Features:
@@ -61,17 +75,24 @@ class FeatureExtractor:
         except Exception as error:  # torch raises RuntimeError for nearly all of it
             shape = "x".join(map(str, images.shape[1:]))
             raise UserError(f"features {self.name} cannot take images of {shape}: {one_line(error)}") from error
-        features, logits = out if isinstance(out, tuple | list) else (out, None)
-        if features.ndim != 2 or len(features) != BATCH:
-            raise UserError(
-                f"features {self.name} gives shape {tuple(features.shape)} for {BATCH} images; ({BATCH}, features) "
-                f"would be right."
-            )
+        features, logits = out if isinstance(out, tuple | list) and len(out) == 2 else (out, None)
+        for tensor in (features,) if logits is None else (features, logits):
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != BATCH:
+                what = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise UserError(
+                    f"features {self.name} gives {what} for {BATCH} images; features ({BATCH}, D), or these and logits "
+                    f"({BATCH}, classes), would be right."
+                )
         return Features(features[:count].float().cpu(), None if logits is None else logits[:count].float().cpu())
 
 
 def load_features(
-    name: str | None, shape: tuple[int, int, int], device: torch.device | str = "cpu", weights: str | None = None
+    name: str | None,
+    shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+    *,
+    weights: str | None = None,
+    label_names: list[str] | None = None,
 ) -> FeatureExtractor:
     """The extractor called ``name``, for images of ``shape`` (C, H, W).
 
@@ -80,15 +101,16 @@ def load_features(
             FID, whose weights are fetched; a folder written by ``train-features`` or by ``save_pretrained`` of one of
             diffusers' autoencoders; a TorchScript file, or a .pt2 of torch.export, which takes float32 (B, C, H, W) in
             [0, 1] and gives features (B, D) or (features, logits). "auto" or None is the classifier for gray 28x28
-            images, and Inception for others.
+            images, unless ``label_names`` are others, and Inception for the rest.
         weights: file of Inception's weights, where they cannot be fetched.
+        label_names: classes of the images, where they are known.
 
     Raises:
         UserError: if there is no such extractor, or it is not for such images.
     """
     device = torch.device(device)
     if name in (None, AUTO):
-        name = EMBEDDED if shape == (1, 28, 28) and EMBEDDED_FEATURES.is_dir() else INCEPTION
+        name = EMBEDDED if shape == (1, 28, 28) and _are_garments(label_names) else INCEPTION
     if name == INCEPTION:
         return _inception(weights, device)
     path = EMBEDDED_FEATURES if name == EMBEDDED else Path(name)
@@ -100,6 +122,14 @@ def load_features(
             f"or .pt2 file would be right."
         )
     return _from_file(name, path, shape, device)
+
+
+def _are_garments(label_names: list[str] | None) -> bool:
+    """Whether images of these classes, or of unknown ones, are for the embedded classifier."""
+    if not EMBEDDED_FEATURES.is_dir():
+        return False
+    names = json.loads((EMBEDDED_FEATURES / "config.json").read_text())["id2label"].values()
+    return label_names is None or [name.lower() for name in label_names] == [name.lower() for name in names]
 
 
 def _unit(images: torch.Tensor) -> torch.Tensor:
@@ -166,7 +196,9 @@ def _classifier(name: str, network: ImageClassifier, shape, device: torch.device
         )
     network.to(memory_format=torch.channels_last)
     rule = f"as they are, {wanted[1]}x{wanted[2]}, pixels to [-1, 1]"
-    return FeatureExtractor(name, lambda images: network(_unit(images)), rule, device, network.config.num_classes)
+    names = network.config.id2label
+    classes = network.config.num_classes if names is None else [names[str(i)] for i in range(len(names))]
+    return FeatureExtractor(name, lambda images: network(_unit(images)), rule, device, classes)
 
 
 def _from_file(name: str, path: Path, shape, device: torch.device) -> FeatureExtractor:

@@ -13,9 +13,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from ddpm_hf.errors import UserError
+
 NEIGHBOURS = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 recommend
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 IS_SPLITS = 10
+FEWEST = 10  # images: the splits of the inception score want one each
 SEED = 2020  # of the subsets
 
 
@@ -40,6 +43,16 @@ class Scores:
     inception_score: float | None = None
     inception_score_std: float | None = None
     label_accuracy: float | None = None
+
+
+def refuse_too_few(count: int, num_features: int, what: str, name: str):
+    """Raise a UserError unless ``count`` images are enough for the covariance of so many features of ``name``."""
+    if count <= max(num_features, FEWEST - 1):
+        raise UserError(
+            f"{count} {what} images are too few for the {num_features} features of {name}: at least "
+            f"{max(num_features + 1, FEWEST)} would be right, generated, of the reference, and trained on (where the "
+            f"reference split is small, --reference-split train compares with half of the training images)."
+        )
 
 
 def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -90,18 +103,24 @@ class Neighbours:
     indices: torch.Tensor
 
 
-def nearest_neighbours(images: torch.Tensor, others: torch.Tensor, chunk: int = 1000) -> Neighbours:
+def nearest_neighbours(
+    images: torch.Tensor, others: torch.Tensor, *, itself: torch.Tensor | None = None, chunk: int = 1000
+) -> Neighbours:
     """By the root of the mean squared difference of pixels, in [0, 1].
 
     Args:
         images, others: uint8 (N, C, H, W) and (M, C, H, W).
+        itself: int64 (N, k), which of ``others`` an image is, and are not to be its neighbours.
     """
     pixels = others.flatten(1).float() / 255  # (M, P)
     norms = (pixels**2).sum(1)
     indices = []
-    for part in images.split(chunk):
-        part = part.flatten(1).float() / 255
-        indices.append((norms - 2 * part @ pixels.T).argmin(1))  # |a - b|^2 less |a|^2
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk].flatten(1).float() / 255
+        distances = norms - 2 * part @ pixels.T  # |a - b|^2 less |a|^2
+        if itself is not None:
+            distances.scatter_(1, itself[start : start + chunk], torch.inf)
+        indices.append(distances.argmin(1))
     indices = torch.cat(indices)
     # the product loses the digits of small distances, which are those that matter
     distances = [

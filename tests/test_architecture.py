@@ -24,11 +24,12 @@ ALLOWED = {
     "sampling": {"errors", "figures", "pipeline", "samplers"},
     "classifier": {"data", "devices"},
     "features": {"classifier", "errors"},
-    "metrics": set(),
-    "evaluation": {"data", "errors", "features", "metrics", "pipeline", "sampling"},
+    "metrics": {"errors"},
+    "image_sets": {"data", "devices", "errors", "pipeline", "sampling"},
+    "evaluation": {"devices", "errors", "features", "image_sets", "metrics"},
     "commands": {
         *("classifier", "config", "data", "devices", "errors", "evaluation", "features", "figures", "files", "hub"),
-        *("samplers", "sampling", "scheduler", "training"),
+        *("image_sets", "metrics", "samplers", "sampling", "scheduler", "training"),
     },
     "report": {"errors", "figures", "files"},
     "training": {

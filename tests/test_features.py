@@ -9,8 +9,8 @@ from torch import nn
 from ddpm_hf.classifier import ImageClassifier, accuracy, save_classifier, train_classifier
 from ddpm_hf.data import load_images
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation import image_set
 from ddpm_hf.features import EMBEDDED_FEATURES, load_features
+from ddpm_hf.image_sets import image_set
 
 GRAY = (1, 28, 28)
 
@@ -133,7 +133,7 @@ def test_inception_with_weights_from_a_file(images, inception_weights):
     extractor = load_features("inception", GRAY, weights=inception_weights)
     found = extractor(images[:2])
     assert found.features.shape == (2, 2048) and found.logits.shape == (2, 1008)
-    assert extractor.num_classes is None  # ImageNet's classes are not the data set's
+    assert not extractor.knows(None, 1008)  # ImageNet's classes are not the data set's
 
 
 def test_inception_that_cannot_be_fetched_is_one_line(monkeypatch):

@@ -1,12 +1,25 @@
 """``python -m ddpm_hf evaluate``: scores of a model, or of images, beside those of real images."""
 
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.files import write_whole
 
-FEWEST_IMAGES = 2
+OF_GENERATING = (
+    "num_images",
+    "scheduler",
+    "steps",
+    "seed",
+    "guidance_scale",
+    "batch_size",
+    "dtype",
+    "weights",
+    "revision",
+)
+SIDES = ("height", "width")
+LARGEST_SEED = 2**32 - 1
 
 
 def add_parser(commands):
@@ -18,9 +31,12 @@ def add_parser(commands):
     )
     parser.add_argument("model", help="pipeline (folder or Hub id), output_dir of a run, or folder or .npz of images")
     parser.add_argument("--dataset", help="the real images, as for train.py (of a run: default its own)")
+    parser.add_argument("--on-bad-image", choices=("error", "skip"), help="what an unreadable real image does")
     parser.add_argument("--split", default="train", help="split that was trained on (default train)")
     parser.add_argument(
-        "--reference-split", default="auto", help="split to compare with; train: halves of it (default its test split)"
+        "--reference-split",
+        default="auto",
+        help="split to compare with; train: one half of it (default its test split)",
     )
     parser.add_argument("--reference-images", type=int, default=10_000, help="of that split, at most (default 10000)")
     parser.add_argument("--num-images", type=int, default=10_000, help="images to generate (default 10000)")
@@ -45,31 +61,57 @@ def run(arguments):
         raise UserError(f"--output {output} must be a file that ends in .json.")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}.")
-    if min(arguments.num_images, arguments.reference_images) < FEWEST_IMAGES:
-        raise UserError(f"--num-images and --reference-images must be at least {FEWEST_IMAGES}.")
-    if arguments.batch_size < 1:
-        raise UserError("--batch-size must be at least 1.")
+    if arguments.num_images < 1 or arguments.reference_images < 1 or arguments.batch_size < 1:
+        raise UserError("--num-images, --reference-images and --batch-size must be at least 1.")
+    if not 0 <= arguments.seed <= LARGEST_SEED:
+        raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
 
-    from accelerate import PartialState
+    from ddpm_hf.devices import processes
+    from ddpm_hf.evaluation import evaluate
 
-    from ddpm_hf.evaluation import evaluate, refuse_other_shapes
-    from ddpm_hf.features import load_features
-
-    state = PartialState()
-    images, train, reference, protocol = _images_of_files(arguments) if _is_images(arguments) else _generated(arguments)
-    refuse_other_shapes(images, train, reference, protocol["images"])
-    extractor = load_features(arguments.features, images.shape, state.device, arguments.inception_weights)
-    report = evaluate(images, train, reference, extractor, {**protocol, "command": _command(arguments)})
+    state = processes()
+    judged = _given(arguments) if _is_images(arguments) else _generated(arguments)
+    report = evaluate(
+        judged.images,
+        *judged.real.sets,
+        judged.extractor,
+        {**judged.protocol, **judged.real.protocol, "command": _command(arguments)},
+        label_names=judged.label_names,
+        num_classes=judged.real.num_classes,
+        mirrored=judged.real.mirrored,
+    )
     if not state.is_main_process:
         return
     print(report)
-    if not arguments.no_figures:
-        _write_figures(output, images, report)
     write_whole(output, lambda path: path.write_text(report.as_json()))
+    if not arguments.no_figures:
+        _write_figures(output, judged.images, report)
     print(f"wrote {output}")
 
 
-# ---- the images
+# ---- what is judged
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real images: (training images, reference or None), what to say of them, and their classes."""
+
+    sets: tuple
+    protocol: dict
+    label_names: list[str] | None
+    num_classes: int | None
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images, the real ones they are compared with, the extractor, and what to say of the images."""
+
+    images: object
+    real: Real
+    extractor: object
+    protocol: dict
+    label_names: list[str] | None
 
 
 def _is_images(arguments) -> bool:
@@ -78,41 +120,44 @@ def _is_images(arguments) -> bool:
     return path.suffix == ".npz" or (path.is_dir() and not any((path / name).exists() for name in known))
 
 
-def _images_of_files(arguments):
-    from ddpm_hf.evaluation import read_images
+def _given(arguments) -> Judged:
+    from ddpm_hf.image_sets import read_images
 
     path = Path(arguments.model)
     if not path.exists():
         raise UserError(f"{path} does not exist.")
     images = read_images(path)
-    train, reference, names, told = _real(arguments, None, max(images.shape[1:]), images.shape[0])
-    if path.is_dir() and names:
-        images = read_images(path, names)
-    return images, train, reference, {"images": path.name, **told}
+    real = _real(arguments, None, max(images.shape[1:]), images.shape[0])
+    if path.is_dir() and real.label_names:
+        images = read_images(path, real.label_names)
+    extractor = _extractor(arguments, images.shape, path.name, real)
+    return Judged(images, real, extractor, {"images": path.name}, real.label_names)
 
 
-def _generated(arguments):
+def _generated(arguments) -> Judged:
     import torch
-    from accelerate import PartialState
 
-    from ddpm_hf.devices import best_dtype
-    from ddpm_hf.evaluation import generated_images
-    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.devices import best_dtype, processes
+    from ddpm_hf.image_sets import generated_images
+    from ddpm_hf.metrics import refuse_too_few
     from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
     from ddpm_hf.sampling import with_sampler
 
-    device = PartialState().device
+    device = processes().device
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    if arguments.weights is None:
-        pipeline = load_pipeline(arguments.model, revision=arguments.revision, dtype=dtype, device=device)
-    else:
-        from ddpm_hf.training import load_weights_of
-
-        pipeline = load_weights_of(arguments.model, arguments.weights).to(device, dtype)
-    config = pipeline.unet.config
+    pipeline = _pipeline(arguments, dtype, device)
     run = _run_config(arguments.model)
-    train, reference, _, told = _real(arguments, run, config.sample_size, config.in_channels)
-    sampler, steps = arguments.scheduler or DEFAULT_SAMPLER, arguments.steps or DEFAULT_STEPS
+    unet = pipeline.unet.config
+    if not isinstance(unet.sample_size, int):
+        raise UserError(f"model {arguments.model} makes images of {unet.sample_size}; square ones can be judged.")
+    real = _real(arguments, run, unet.sample_size, unet.in_channels)
+    shape = (unet.out_channels, *(pipeline.config.get(f"output_{side}") or unet.sample_size for side in SIDES))
+    # before the images are made, which can take hours: all that could go wrong afterwards
+    extractor = _extractor(arguments, shape, "generated images", real)
+    refuse_too_few(arguments.num_images, extractor.num_features(shape), "generated", extractor.name)
+
+    sampler = DEFAULT_SAMPLER if arguments.scheduler is None else arguments.scheduler
+    steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
     images = generated_images(
         with_sampler(pipeline, sampler),
         arguments.num_images,
@@ -121,7 +166,7 @@ def _generated(arguments):
         guidance_scale=arguments.guidance_scale,
         batch_size=arguments.batch_size,
     )
-    how = {
+    protocol = {
         "images": "generated, classes in turn" if images.labels is not None else "generated",
         "sampler": sampler,
         "steps": steps,
@@ -130,7 +175,42 @@ def _generated(arguments):
         "dtype": str(dtype).removeprefix("torch."),
         "weights": _weights(arguments, run),
     }
-    return images, train, reference, {**how, **told}
+    names = pipeline.config.get("id2label")
+    names = [names[str(i)] for i in range(len(names))] if names else real.label_names
+    return Judged(images, real, extractor, protocol, names)
+
+
+def _pipeline(arguments, dtype, device):
+    if arguments.weights is None:
+        from ddpm_hf.hub import load_pipeline
+
+        return load_pipeline(arguments.model, revision=arguments.revision, dtype=dtype, device=device)
+    from ddpm_hf.training import load_weights_of
+
+    return load_weights_of(arguments.model, arguments.weights).to(device, dtype)
+
+
+def _extractor(arguments, shape: tuple[int, int, int], what: str, real: Real):
+    """The features that were asked for, when all images are known to go together."""
+    from ddpm_hf.devices import processes
+    from ddpm_hf.evaluation import refuse_other_shapes
+    from ddpm_hf.features import load_features
+    from ddpm_hf.metrics import refuse_too_few
+
+    refuse_other_shapes(shape, *real.sets, what)
+    extractor = load_features(
+        arguments.features,
+        shape,
+        processes().device,
+        weights=arguments.inception_weights,
+        label_names=real.label_names,
+    )
+    num_features = extractor.num_features(shape)
+    train, reference = real.sets
+    counts = (len(train), len(reference)) if reference is not None else (len(train) // 2, len(train) // 2)
+    for count, name in zip(counts, ("training", "reference")):
+        refuse_too_few(count, num_features, name, extractor.name)
+    return extractor
 
 
 def _weights(arguments, run) -> str:
@@ -156,51 +236,80 @@ def _run_config(model: str):
         raise UserError(f"{file} is not the config.yaml of a run.") from None
 
 
-def _real(arguments, config, size: int, channels: int):
-    """Training images, reference images or None, class names, and what to say of them."""
+# ---- real images
+
+
+def _real(arguments, config, size: int, channels: int) -> Real:
+    """The real images of ``--dataset``, or of the run whose settings ``config`` are, fitted as for training."""
     from ddpm_hf.data import Source, open_data
-    from ddpm_hf.evaluation import image_set
+    from ddpm_hf.image_sets import image_set
 
     if arguments.dataset is None and config is None:
         raise UserError("--dataset is missing: the real images to compare with, as for train.py.")
-    own = arguments.dataset is None
     settings = {"sample_size": size, "image_mode": "L" if channels == 1 else "RGB"}
-    if own:
+    if config is None:
+        sources = [Source(arguments.dataset, split=arguments.split)]
+    else:
         sources = [Source(**source.model_dump()) for source in config.sources]
         settings |= {name: getattr(config, name) for name in ("resize", "on_bad_image", "max_images", "seed")}
-    else:
-        sources = [Source(arguments.dataset, split=arguments.split)]
-    halves = arguments.reference_split in {"train", arguments.split}
+        if arguments.dataset is not None:
+            sources = [replace(sources[0], dataset=arguments.dataset)]
+    if arguments.on_bad_image:
+        settings["on_bad_image"] = arguments.on_bad_image
+    halves = arguments.reference_split in {source.split for source in sources}
     train, reference = open_data(
         sources,
         **settings,
-        validation_split=None if halves else arguments.reference_split,
-        validation_images=arguments.reference_images,
+        **({"validation_split": None} if halves else _reference(arguments, config, sources, settings)),
     )
+    names, sets = train.label_names, (image_set(train), None if reference is None else image_set(reference))
     told = {
         "dataset": ", ".join(train.source_names),
-        "split": sources[0].split,
-        "reference_split": "halves of it" if reference is None else arguments.reference_split,
-        "resizing": f"real images as for training at {size}x{size}, then cut or scaled to what is generated",
+        "split": ", ".join(train.splits),
+        "reference_split": "one half of it" if reference is None else ", ".join(reference.splits),
+        "resizing": _resizing(train, size),
     }
-    return image_set(train), None if reference is None else image_set(reference), train.label_names, told
+    return Real(sets, told, names, train.num_classes, bool(config and config.horizontal_flip))
+
+
+def _reference(arguments, config, sources, settings) -> dict:
+    """Which images to compare with: those of another split, or the ones that the run did not train on."""
+    from ddpm_hf.data import open_data
+
+    split = arguments.reference_split
+    if config is None or split != "auto":
+        return {"validation_split": split, "validation_images": arguments.reference_images}
+    own = {"validation_split": config.validation_split, "validation_images": config.validation_images}
+    _, held = open_data(sources, **settings, **own)
+    if held is not None and any(name.startswith("held out") for name in held.splits):
+        return own  # more of them would be images that it trained on
+    return {**own, "validation_images": arguments.reference_images}
+
+
+def _resizing(data, size: int) -> str:
+    height, width = data.output_size
+    if data.output_resize:
+        return f"real {height}x{width} images averaged to {size}x{size} for the network, its images scaled back"
+    if (height, width) != (size, size):
+        return f"real {height}x{width} images padded to {size}x{size} for the network, its images cropped back"
+    return f"real images scaled and cropped to {size}x{size}, where they have another size"
+
+
+# ---- what is written
 
 
 def _command(arguments) -> str:
     """The command that does it again, without the names of this machine's folders."""
-    skipped = {"run", "model", "output", "no_figures"}
+    skipped = {"run", "model", "output", "no_figures", *(OF_GENERATING if _is_images(arguments) else ())}
     words = ["python", "-m", "ddpm_hf", "evaluate", _name(arguments.model)]
     for name, value in vars(arguments).items():
         if name not in skipped and value is not None:
-            words += [f"--{name.replace('_', '-')}", _name(str(value)) if name == "dataset" else str(value)]
+            words += [f"--{name.replace('_', '-')}", _name(str(value))]
     return shlex.join([*words, "--output", Path(arguments.output).name])
 
 
 def _name(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
-
-
-# ---- figures
 
 
 def _write_figures(output: Path, images, report):

@@ -18,6 +18,7 @@ def add_parser(commands):
     parser.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; left out: no last row")
     parser.add_argument("--dataset", required=True, help="the real images, as for train.py")
     parser.add_argument("--num-images", type=int, default=10, help="images (default 10)")
+    parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip unreadable images")
     parser.add_argument("--sample-size", type=int, default=32, help="without a model: pixels a side (default 32)")
     parser.add_argument("--scheduler", help="sampler of the last row (default the one of sample)")
     parser.add_argument("--steps", type=int, help="its steps (default those of sample)")
@@ -32,23 +33,30 @@ def run(arguments):
         raise UserError(f"--output {output} must be a .png in a folder that is there.")
     if arguments.num_images < 1:
         raise UserError("--num-images must be at least 1.")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must lie in [0, {2**32 - 1}], got {arguments.seed}.")
     if arguments.sample_size < 2:
         raise UserError("--sample-size must be at least 2.")
 
     from ddpm_hf.data import load_images
     from ddpm_hf.figures import make_titled_rows
     from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.samplers import make_scheduler
     from ddpm_hf.scheduler import MyDDPMScheduler
 
+    bad = arguments.on_bad_image
     pipeline = None if arguments.model is None else load_pipeline(arguments.model)
     if pipeline is None:
-        data = load_images(arguments.dataset, sample_size=arguments.sample_size)
+        data = load_images(arguments.dataset, sample_size=arguments.sample_size, on_bad_image=bad)
         scheduler = MyDDPMScheduler()
     else:
         config = pipeline.unet.config
         mode = "L" if config.in_channels == 1 else "RGB"
-        data = load_images(arguments.dataset, sample_size=config.sample_size, image_mode=mode)
-        scheduler = pipeline.scheduler
+        if not isinstance(config.sample_size, int):
+            raise UserError(f"model {arguments.model} makes images of {config.sample_size}; square ones can be shown.")
+        data = load_images(arguments.dataset, sample_size=config.sample_size, image_mode=mode, on_bad_image=bad)
+        # the training process, whatever sampler the pipeline was saved with
+        scheduler = make_scheduler("ddpm", pipeline.scheduler)
     rows = _noised(data, scheduler, arguments)
     if pipeline is not None:
         rows.append(("final result", _denoised(pipeline, rows[-1][1], arguments)))
@@ -78,14 +86,13 @@ def _denoised(pipeline, noise, arguments):
     from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
     from ddpm_hf.sampling import with_sampler
 
-    pipeline = with_sampler(pipeline, arguments.scheduler or DEFAULT_SAMPLER)
+    pipeline = with_sampler(pipeline, DEFAULT_SAMPLER if arguments.scheduler is None else arguments.scheduler)
+    count = DEFAULT_STEPS if arguments.steps is None else arguments.steps
     classes = pipeline.num_classes
     labels = None if classes is None else [i % classes for i in range(len(noise))]
     generator = torch.Generator().manual_seed(arguments.seed)
     try:
-        steps = pipeline.denoise(
-            len(noise), labels, num_inference_steps=arguments.steps or DEFAULT_STEPS, latents=noise, generator=generator
-        )
+        steps = pipeline.denoise(len(noise), labels, num_inference_steps=count, latents=noise, generator=generator)
         *_, last = steps
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -15,6 +15,7 @@ def add_parser(commands):
     )
     parser.add_argument("--dataset", required=True, help="labelled images, as for train.py")
     parser.add_argument("--sample-size", type=int, default=32, help="sample_size of the models to score (default 32)")
+    parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip unreadable images")
     parser.add_argument("--label-names", help="class names, where the data set has none, separated by commas")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the images (default 8)")
     parser.add_argument("--flip", action="store_true", help="mirror images at random while training")
@@ -29,13 +30,17 @@ def run(arguments):
         raise UserError(f"--output {output} exists and is not a classifier; choose another folder.")
     if arguments.epochs < 1 or arguments.sample_size < SMALLEST_SIZE:
         raise UserError(f"--epochs must be at least 1, --sample-size at least {SMALLEST_SIZE}.")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must lie in [0, {2**32 - 1}], got {arguments.seed}.")
 
     from ddpm_hf.classifier import accuracy, save_classifier, train_classifier
     from ddpm_hf.data import Source, open_data
 
     names = arguments.label_names and [name.strip() for name in arguments.label_names.split(",")]
     source = Source(arguments.dataset, label_names=names)
-    train, test = open_data([source], sample_size=arguments.sample_size, validation_images=10_000)
+    train, test = open_data(
+        [source], sample_size=arguments.sample_size, on_bad_image=arguments.on_bad_image, validation_images=10_000
+    )
     if train.labels is None or train.num_classes < 2:
         raise UserError(f"data set {arguments.dataset!r} has no classes to tell apart; labelled images would be right.")
 

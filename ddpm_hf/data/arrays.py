@@ -112,6 +112,7 @@ class ImageData:
     source_names: what each set is called.
     skipped: a line for every image that could not be used.
     known_classes: classes that the sets have, images of which need not be among these.
+    splits: of each set, the split that they are of; "held out of train" where they were taken from that.
     """
 
     images: np.ndarray | MappedImages
@@ -124,6 +125,7 @@ class ImageData:
     source_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     known_classes: int = 0
+    splits: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

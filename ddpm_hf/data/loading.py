@@ -80,7 +80,7 @@ def open_data(
     held = [np.isin(part.rows, v.rows if v.table is part.table else []) for part, v in zip(whole.parts, validation)]
     weights = tuple(shares) if len(sources) > 1 and sources[0].weight else None
 
-    def image_data(images, parts: dict[int, Part], **more) -> ImageData:
+    def image_data(images, parts: dict[int, Part], held_out: bool, **more) -> ImageData:
         labels = [classes.labels(number, part.table, part.rows) for number, part in parts.items()]
         return ImageData(
             images,
@@ -91,13 +91,14 @@ def open_data(
             sizes=tuple(len(part.rows) for part in parts.values()),
             source_names=tuple(titles[number] for number in parts),
             known_classes=len(classes),
+            splits=tuple(_split_name(part, tables[number], held_out) for number, part in parts.items()),
             **more,
         )
 
     held_images = whole.images[np.flatnonzero(np.concatenate(held))]
     kept = {number: Part(p.table, p.rows[~out]) for number, (p, out) in enumerate(zip(whole.parts, held))}
     train = image_data(
-        _without(whole.images, np.concatenate(held)), kept, weights=weights, skipped=tuple(whole.skipped)
+        _without(whole.images, np.concatenate(held)), kept, False, weights=weights, skipped=tuple(whole.skipped)
     )
     pieces, used, skipped = [], {}, []
     for number, (part, own, out) in enumerate(zip(validation, whole.parts, held)):
@@ -113,7 +114,11 @@ def open_data(
             used[number] = part
     if not used:
         return train, None
-    return train, image_data(np.concatenate(pieces), used, skipped=tuple(skipped))
+    return train, image_data(np.concatenate(pieces), used, True, skipped=tuple(skipped))
+
+
+def _split_name(part: Part, trained: Table, held_out: bool) -> str:
+    return f"held out of {trained.split}" if held_out and part.table is trained else part.table.split
 
 
 def _shares(sources: Sequence[Source], parts: list[Part]) -> list[float]:

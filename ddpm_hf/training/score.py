@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from ddpm_hf.data import ImageData
 from ddpm_hf.errors import UserError
 from ddpm_hf.features import load_features
-from ddpm_hf.metrics import frechet_distance
+from ddpm_hf.metrics import frechet_distance, refuse_too_few
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.training.pictures import draw, seeds_of_rank, wait
 
@@ -37,6 +37,8 @@ class FrechetScore:
         if self.num_images < 2:
             raise UserError("score_features needs at least 2 real images, for validation or else to train on.")
         self.extractor = load_features(features, (data.num_channels, *data.output_size), accelerator.device)
+        num_features = self.extractor.num_features((data.num_channels, *data.output_size))
+        refuse_too_few(self.num_images, num_features, "score_images", self.extractor.name)
         self.real: torch.Tensor | None = None
 
     def __call__(self, pipeline: MyDDPMPipeline, steps: int, check: Callable[[], None]) -> float:
