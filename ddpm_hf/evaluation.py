@@ -162,14 +162,14 @@ def _accuracy(found: Features, images: ImageSet) -> float | None:
     return (found.logits.argmax(1) == images.labels).double().mean().item()
 
 
-def _evenly(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """``count`` of the rows, or all, evenly spaced in their sorted order."""
-    return sorted_rows(rows)[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()]
+def _some(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` of the rows, or all, the same whatever their order."""
+    return sorted_rows(rows)[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def _scores(found: Features, reference: Features, label_accuracy: float | None) -> Scores:
     kid, kid_std = kernel_distance(found.features, reference.features)
-    precision, recall = precision_recall(found.features, _evenly(reference.features, len(found.features)))
+    precision, recall = precision_recall(found.features, _some(reference.features, len(found.features)))
     fid = frechet_distance(found.features, reference.features)
     scores = Scores(fid, kid, kid_std, precision, recall, label_accuracy=label_accuracy)
     if found.logits is None:
@@ -182,7 +182,7 @@ def _fid_of(found: Features, reference: Features, count: int, scores: Scores) ->
     """The distance of ``count`` images: of fewer it is larger, so that only equal numbers compare."""
     if count == len(found.features):
         return scores.fid
-    return frechet_distance(_evenly(found.features, count), reference.features)
+    return frechet_distance(_some(found.features, count), reference.features)
 
 
 def _memorisation(images: ImageSet, train: ImageSet, reference: ImageSet | None, mirrored: bool):
