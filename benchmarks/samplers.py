@@ -12,8 +12,10 @@ weights and the same 16 images, timed in the same run as our best of at most 20 
 """
 
 import argparse
+import hashlib
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -23,17 +25,18 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.data import Source, open_data
 from ddpm_hf.devices import best_device, best_dtype
+from ddpm_hf.errors import UserError, run_command
 from ddpm_hf.features import FeatureExtractor, load_features
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.image_sets import ImageSet, generated_images, image_set
-from ddpm_hf.metrics import frechet_distance
+from ddpm_hf.metrics import frechet_distance, refuse_too_few
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler
 
 TIMED_IMAGES = 16
 STEPS = (5, 10, 15, 20, 50, 100)
 MOST_CALLS = 100  # of the network, for the larger number of images
-FEW_STEPS = 20
+FEW_STEPS, ALL_STEPS = 20, 1000
 CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
 TRAILING = {"timestep_spacing": "trailing"}
@@ -43,6 +46,7 @@ DPM = diffusers.DPMSolverMultistepScheduler
 SAMPLERS = {
     "ours, fixed_large": (MyDDPMScheduler, {"variance_type": "fixed_large"}, (*STEPS, 1000)),
     "ours, fixed_small, clipped": (MyDDPMScheduler, {"variance_type": "fixed_small", **CLIP}, (*STEPS, 1000)),
+    # tests show that it draws what ours of small variance draws, so its 1000 steps are not spent again
     "stock DDPM": (diffusers.DDPMScheduler, {"variance_type": "fixed_small", **CLIP}, STEPS),
     "DDIM": (diffusers.DDIMScheduler, {**TRAILING, **CLIP}, STEPS),
     "DDIM, not clipped": (diffusers.DDIMScheduler, {**TRAILING, "clip_sample": False}, STEPS[:4]),
@@ -55,12 +59,20 @@ SAMPLERS = {
     "DPM++ 2M, Lu's lambdas": (DPM, {"use_lu_lambdas": True, **CLIP_MULTISTEP}, STEPS[:4]),
     "DPM++ 2M SDE, trailing": (DPM, {**TRAILING, "algorithm_type": "sde-dpmsolver++", **CLIP_MULTISTEP}, STEPS[:4]),
     "UniPC": (diffusers.UniPCMultistepScheduler, {**TRAILING, **CLIP_MULTISTEP}, STEPS),
-    "Euler": (diffusers.EulerDiscreteScheduler, TRAILING, STEPS[:4]),
-    "Heun": (diffusers.HeunDiscreteScheduler, {**TRAILING, **CLIP}, STEPS[:4]),
+    "Euler": (diffusers.EulerDiscreteScheduler, TRAILING, STEPS),
+    "Heun": (diffusers.HeunDiscreteScheduler, {**TRAILING, **CLIP}, STEPS[:5]),
 }
 
 
 # ---- measuring
+
+
+def model_hash(pipeline: MyDDPMPipeline) -> str:
+    """16 hexadecimal digits of the weights."""
+    digest = hashlib.sha256()
+    for tensor in pipeline.unet.state_dict().values():
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def with_scheduler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
@@ -109,17 +121,19 @@ def seed_seconds(pipeline: MyDDPMPipeline) -> float:
     """The seed's sampling: float32, NCHW, every one of its steps, noise of variance beta."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     labels = labels_of(pipeline, TIMED_IMAGES)
-    labels = None if labels is None else torch.tensor(labels)
+    device = pipeline.device
+    labels = None if labels is None else torch.tensor(labels, device=device)
     size, channels = unet.config.sample_size, unet.config.in_channels
     start = time.perf_counter()
-    x = torch.randn(TIMED_IMAGES, channels, size, size)
+    x = torch.randn(TIMED_IMAGES, channels, size, size, device=device)
     for t in tqdm(range(len(scheduler) - 1, -1, -1), desc="the seed's loop", leave=False):
-        time_tensor = (torch.ones(TIMED_IMAGES, 1) * t).long()
+        time_tensor = (torch.ones(TIMED_IMAGES, 1, device=device) * t).long()
         eta_theta = unet(x, time_tensor.reshape(-1), labels).sample
         alpha_t, alpha_t_bar, beta_t = scheduler.alphas[t], scheduler.alphas_cumprod[t], scheduler.betas[t]
         x = (1 / alpha_t.sqrt()) * (x - (1 - alpha_t) / (1 - alpha_t_bar).sqrt() * eta_theta)
         if t > 0:
-            x = x + beta_t.sqrt() * torch.randn(TIMED_IMAGES, channels, size, size)
+            x = x + beta_t.sqrt() * torch.randn_like(x)
+    x.cpu()
     return time.perf_counter() - start
 
 
@@ -137,15 +151,15 @@ def stock_seconds(pipeline: MyDDPMPipeline, steps: int) -> float:
 
 
 def plain(model: str | None) -> MyDDPMPipeline:
-    """The pipeline in float32 and NCHW."""
-    pipeline = load_pipeline(model)
+    """The pipeline in float32 and NCHW, on the same device."""
+    pipeline = load_pipeline(model, device=best_device())
     pipeline.unet.to(memory_format=torch.contiguous_format)
     return pipeline
 
 
 def compare(pipeline: MyDDPMPipeline, lines: list[dict], options):
     """The ratios that the README states, both sides timed now."""
-    long = [line for line in lines if line["steps"] == 1000]
+    long = [line for line in lines if line["steps"] == ALL_STEPS]
     few = [line for line in lines if line["calls"] <= FEW_STEPS]
     target = min(long, key=lambda line: line["fid_long"])
     enough = [line for line in few if line["fid_long"] <= 1.02 * target["fid_long"]]
@@ -217,27 +231,40 @@ def main(argv: list[str] | None = None):
     _, test = open_data(
         [Source(options.dataset)], sample_size=config.sample_size, image_mode=mode, validation_images=10_000
     )
+    if test is None:
+        raise UserError(f"data set {options.dataset!r} has no images to compare with.")
     reference = image_set(test)
     extractor = load_features(options.features, reference.shape, device)
     real = extractor(reference.images).features
+    for count, what in ((min(options.num_images, options.long_images), "generated"), (len(real), "reference")):
+        refuse_too_few(count, real.shape[1], what, extractor.name)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.touch()
     lines = [json.loads(line) for line in options.output.read_text().splitlines()]
+    of = {
+        "model": model_hash(pipeline),
+        "reference": test.fingerprint,
+        "features": extractor.name,
+        "images": [options.num_images, options.long_images],
+    }
+    if any(line["of"] != of for line in lines):
+        raise UserError(f"{options.output} is of another model, data set, features or number of images.")
     done = {(line["sampler"], line["steps"]) for line in lines}
     for name in options.samplers:
         for steps in SAMPLERS[name][2]:
             if (name, steps) in done or (options.steps and steps not in options.steps):
                 continue
-            lines.append(measure(pipeline, name, steps, options, extractor, real))
+            lines.append({**measure(pipeline, name, steps, options, extractor, real), "of": of})
             with options.output.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
     print_table(lines, options)
     if options.plot:
         draw(lines, options.plot, options)
-    if not options.no_peers and any(line["steps"] == 1000 for line in lines):
+    enough = {line["steps"] for line in lines} >= {ALL_STEPS} and any(line["calls"] <= FEW_STEPS for line in lines)
+    if enough and not options.no_peers:
         compare(pipeline, lines, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -119,10 +119,13 @@ def main(argv: list[str] | None = None):
     options = parser.parse_args(argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.touch()
+    of = [options.dataset, options.minutes, options.num_images, options.steps]
     for name in options.only:
         done = [json.loads(line) for line in options.output.read_text().splitlines()]
+        if any(line["of"] != of for line in done):
+            sys.exit(f"error: {options.output} is of other minutes, images or steps; choose another --output.")
         if name not in [line["variant"] for line in done]:
-            line = run_variant(name, options, done)
+            line = {**run_variant(name, options, done), "of": of}
             with options.output.open("a") as file:
                 file.write(json.dumps(line) + "\n")
     print_table([json.loads(line) for line in options.output.read_text().splitlines()])

@@ -38,18 +38,21 @@ def call(*words):
 
 def train(name: str, options) -> tuple[Path, float]:
     """The run's folder, and the seconds that its steps took, those before an interruption included."""
-    run = options.work / name
+    run = options.work / (f"{name}-reduced" if options.max_train_steps else name)
     settings = {**RUNS[name], "dataset": options.dataset, "output_dir": run, "report_to": "none"}
     if options.max_train_steps:
         settings |= {"max_train_steps": options.max_train_steps}
     if options.torch_compile:
         settings |= {"torch_compile": options.torch_compile}
-    start = time.perf_counter()
-    call("train.py", *(part for key, value in settings.items() for part in (f"--{key}", value)))
-    spent = run / "seconds.json"
-    seconds = (json.loads(spent.read_text()) if spent.exists() else 0) + time.perf_counter() - start
-    spent.write_text(json.dumps(seconds))
-    return run, seconds
+    if not (run / "pipeline").exists():
+        start = time.perf_counter()
+        try:
+            call("train.py", *(part for key, value in settings.items() for part in (f"--{key}", value)))
+        finally:
+            run.mkdir(parents=True, exist_ok=True)
+            with (run / "seconds.txt").open("a") as file:  # also of a call that is cut off by a signal
+                file.write(f"{time.perf_counter() - start}\n")
+    return run, sum(map(float, (run / "seconds.txt").read_text().split()))
 
 
 def look(name: str, run: Path, options) -> Path:
@@ -116,12 +119,13 @@ def main(argv: list[str] | None = None):
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"{platform.machine()}, {device}, torch {torch.__version__}", flush=True)
-    rows = []
+    table = options.output / "summary.json"
+    rows = {row["run"]: row for row in json.loads(table.read_text())["runs"]} if table.exists() else {}
     for name in options.only:
         run, seconds = train(name, options)
-        rows.append(summary(name, look(name, run, options), seconds, options))
-        (options.output / "summary.json").write_text(json.dumps({"machine": device, "runs": rows}, indent=2) + "\n")
-    print_table(rows)
+        rows[name] = {**summary(name, look(name, run, options), seconds, options), "machine": device}
+        table.write_text(json.dumps({"runs": list(rows.values())}, indent=2) + "\n")
+    print_table(list(rows.values()))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """The benchmarks run at their smallest settings, so that they cannot rot."""
 
+import argparse
 import json
 import math
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from helpers import ROOT, tiny_pipeline
+from helpers import ROOT, moments_file, tiny_pipeline
 
 from benchmarks import samplers, search, seed_runs, train_throughput
+from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline
 
 DATA = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
@@ -61,6 +63,7 @@ def model(tmp_path_factory) -> str:
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_every_sampler_of_the_table(model, tmp_path, capsys, name):
     common = ["--model", model, "--dataset", DATA, "--num-images", "20", "--long-images", "10", "--no-peers"]
+    common += ["--features", moments_file(tmp_path / "moments.pt")]
     files = ["--output", str(tmp_path / "x.jsonl"), "--plot", str(tmp_path / "x.png")]
     samplers.main([*common, "--samplers", name, "--steps", "5", *files])
     (line,) = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
@@ -77,17 +80,23 @@ def test_stock_ddpm_draws_what_ours_draws(model):
     assert (images[0] - images[1]).abs().max() < 1e-4
 
 
+def test_lines_of_another_model_are_not_taken_for_its_own(model, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"sampler": "DDIM", "steps": 5, "of": {"model": "another"}}) + "\n")
+    common = ["--model", model, "--dataset", DATA, "--num-images", "10", "--long-images", "10"]
+    with pytest.raises(UserError, match="is of another model"):
+        samplers.main([*common, "--features", moments_file(tmp_path / "m.pt"), "--output", str(file)])
+
+
 @pytest.mark.slow
-def test_the_peers_and_the_ratios(model, tmp_path, capsys):
+def test_the_peers_and_the_ratios(model, capsys):
     lines = [
         {"sampler": "ours, fixed_large", "steps": 1000, "calls": 1000, "seconds": 1.0, "fid_long": 10.0},
         {"sampler": "DDIM", "steps": 5, "calls": 5, "seconds": 0.1, "fid": 20.0, "fid_long": 20.0},
         {"sampler": "DPM++ 2M, trailing", "steps": 10, "calls": 10, "seconds": 0.1, "fid": 9.0, "fid_long": 10.1},
         {"sampler": "DPM++ 2M, trailing", "steps": 15, "calls": 15, "seconds": 0.1, "fid": 9.0, "fid_long": 9.0},
     ]
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    files = ["--output", str(tmp_path / "x.jsonl"), "--samplers", "DDIM", "--steps", "5"]
-    samplers.main(["--model", model, "--dataset", DATA, *files])
+    samplers.compare(load_pipeline(model), lines, argparse.Namespace(model=model, long_images=500))
     out = capsys.readouterr().out
     assert "DPM++ 2M, trailing, 10 steps: FID 10.100, 1.010 times that" in out
     assert "the seed's loop" in out and "DDIMPipeline at 10 steps" in out

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT
-from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, moments_file, newest, train_command, untimed
+from helpers import ROOT, moments_file
+from tiny_runs import SMOKE, TORCHRUN, assert_same_weights, metrics, newest, train_command, untimed
 
 from benchmarks.kill_resume import kill, launch, survive
 from ddpm_hf.checkpoints import newest_whole, problem_of

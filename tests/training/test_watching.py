@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import Moments, moments_file
 from PIL import Image
-from tiny_runs import Moments, metrics, moments_file, tiny_run, tiny_trainer
+from tiny_runs import metrics, tiny_run, tiny_trainer
 
 from ddpm_hf.data import mixed_seed
 from ddpm_hf.errors import UserError

@@ -93,16 +93,3 @@ def train_command(*arguments, launcher=(), **environment) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-class Moments(torch.nn.Module):
-    """Three features of an image: means of its thirds."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean(1)[:, :27].reshape(images.shape[0], 3, -1).mean(2)
-
-
-def moments_file(path: Path) -> str:
-    """``Moments`` as a TorchScript file."""
-    torch.jit.script(Moments()).save(str(path))
-    return str(path)
