@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the embedded model: docs/samples.png, denoising.gif and app.png.
+"""Make the pictures of the README from the embedded model: samples, denoising, noise, loss and the app, in docs/.
 
     python -m scripts.make_pictures
 
@@ -11,13 +11,22 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from ddpm_hf.report import draw_loss, read_metrics
+
 ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "pretrained" / "fashion_mnist_small"
+TINY = "data/fashion_mnist_tiny.parquet"
 DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
 
 
-def sample(output: str, *arguments: str):
-    command = [sys.executable, "-m", "ddpm_hf", "sample", "--seed", "0", *arguments, "--output", f"docs/{output}"]
-    subprocess.run(command, cwd=ROOT, check=True)
+def ddpm_hf(*arguments: str):
+    subprocess.run([sys.executable, "-m", "ddpm_hf", *arguments], cwd=ROOT, check=True)
+
+
+def loss_curve(output: str):
+    """The losses of the run that made the model."""
+    figure = draw_loss(read_metrics(MODEL / "metrics.jsonl"))
+    figure.savefig(ROOT / "docs" / output)
 
 
 def screenshot(output: str):
@@ -42,6 +51,8 @@ def screenshot(output: str):
 
 
 if __name__ == "__main__":
-    sample("samples.png", "--num-images", "40")
-    sample("denoising.gif", "--num-images", "10")
+    ddpm_hf("sample", "--seed", "0", "--num-images", "40", "--output", "docs/samples.png")
+    ddpm_hf("sample", "--seed", "0", "--num-images", "10", "--output", "docs/denoising.gif")
+    ddpm_hf("noise", str(MODEL.relative_to(ROOT)), "--dataset", TINY, "--output", "docs/noise.png")
+    loss_curve("loss.png")
     screenshot("app.png")
