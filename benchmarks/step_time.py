@@ -18,8 +18,8 @@ from ddpm_hf.devices import best_device, best_dtype
 from ddpm_hf.unet import MyUNet
 
 NETWORKS = {
-    "seed, Fashion-MNIST (20.7 M)": {"in_channels": 1, "out_channels": 1},
-    "shipped small (5.8 M)": None,  # from its preset
+    "seed, Fashion-MNIST": {"in_channels": 1, "out_channels": 1},
+    "shipped": None,  # from its preset
 }
 
 
@@ -83,7 +83,8 @@ def main():
         plain = measure(settings, arguments.batch, arguments.repeats, ours=False)
         ours = measure(settings, arguments.batch, arguments.repeats, ours=True)
         cells = [f"{a:.1f} -> {b:.1f} ({a / b:.1f} x)" for a, b in zip(plain, ours)]
-        print(f"{name}: forward {cells[0]}, training step {cells[1]}", flush=True)
+        millions = sum(parameter.numel() for parameter in build(settings).parameters()) / 1e6
+        print(f"{name} ({millions:.1f} M): forward {cells[0]}, training step {cells[1]}", flush=True)
 
 
 if __name__ == "__main__":

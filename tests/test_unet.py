@@ -5,7 +5,16 @@ import torch
 from helpers import tiny_unet
 from torch import nn
 
-from ddpm_hf.unet import Conv3x3, ImageLayerNorm, MyBlock, MyTESA, MyUNet, TimestepTable, sinusoidal_embedding
+from ddpm_hf.unet import (
+    Conv3x3,
+    ImageGroupNorm,
+    ImageLayerNorm,
+    MyBlock,
+    MyTESA,
+    MyUNet,
+    TimestepTable,
+    sinusoidal_embedding,
+)
 
 
 @pytest.mark.parametrize(("channels", "total", "trainable"), [(1, 20_722_881, 20_594_881), (3, 20_728_259, 20_600_259)])
@@ -98,6 +107,21 @@ def test_time_table_rows_and_fractions():
     angles = t.double()[:, None] * frequencies
     expected = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
     assert (table(t) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_group_norm_does_not_depend_on_the_place_in_the_batch(threads, channels_last):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(8, 16, 32, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+        x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        norm, order = ImageGroupNorm(8, 16).bfloat16(), torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
+        with torch.inference_mode():
+            assert torch.equal(norm(x[order]), norm(x)[order])
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
