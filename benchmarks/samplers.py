@@ -57,7 +57,7 @@ SAMPLERS = {
     "DPM++ 2M, Karras sigmas": (DPM, {"use_karras_sigmas": True, **CLIP_MULTISTEP}, STEPS[:4]),
     "DPM++ 2M, exponential sigmas": (DPM, {"use_exponential_sigmas": True, **CLIP_MULTISTEP}, STEPS[:4]),
     "DPM++ 2M, Lu's lambdas": (DPM, {"use_lu_lambdas": True, **CLIP_MULTISTEP}, STEPS[:4]),
-    "DPM++ 2M SDE, trailing": (DPM, {**TRAILING, "algorithm_type": "sde-dpmsolver++", **CLIP_MULTISTEP}, STEPS[:4]),
+    "DPM++ 2M SDE, trailing": (DPM, {**TRAILING, "algorithm_type": "sde-dpmsolver++", **CLIP_MULTISTEP}, STEPS),
     "UniPC": (diffusers.UniPCMultistepScheduler, {**TRAILING, **CLIP_MULTISTEP}, STEPS),
     "Euler": (diffusers.EulerDiscreteScheduler, TRAILING, STEPS),
     "Heun": (diffusers.HeunDiscreteScheduler, {**TRAILING, **CLIP}, STEPS[:5]),

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="generate pictures", description="Generate pictures.")
     sample.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; the embedded model when left out")
     sample.add_argument("--num-images", type=int, default=16, help="number of pictures (default 16)")
-    sample.add_argument("--scheduler", default="dpm", help="dpm, unipc, ddim, euler, heun, ddpm, ddpm-small")
+    sample.add_argument("--scheduler", default="dpm", help="dpm, dpm-sde, unipc, ddim, euler, heun, ddpm, ddpm-small")
     sample.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     sample.add_argument("--seed", type=int, default=0, help="picture i gets the seed SEED + i (default 0)")
     sample.add_argument("--labels", help="classes by name or number, 'Bag' or '0,3,Bag'; taken in turn")

@@ -32,6 +32,12 @@ SAMPLERS = {
         diffusers.DPMSolverMultistepScheduler,
         {"timestep_spacing": "trailing", **_CLIP_MULTISTEP},
     ),
+    "dpm-sde": Sampler(
+        "DPM-Solver++ 2M SDE",
+        "second-order with fresh noise at every step, which mends what the network got wrong: 15 to 50 steps",
+        diffusers.DPMSolverMultistepScheduler,
+        {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++", **_CLIP_MULTISTEP},
+    ),
     "unipc": Sampler(
         "UniPC",
         "predictor and corrector, deterministic: as few as 8 steps",

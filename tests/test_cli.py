@@ -83,7 +83,7 @@ def test_labels_by_name_and_number(model, tmp_path):
     assert np.load(tmp_path / "x.npz")["labels"].tolist() == [2, 0, 2, 0, 2]
 
 
-@pytest.mark.parametrize("scheduler", ["dpm", "unipc", "ddim", "euler", "heun", "ddpm", "ddpm-small"])
+@pytest.mark.parametrize("scheduler", ["dpm", "dpm-sde", "unipc", "ddim", "euler", "heun", "ddpm", "ddpm-small"])
 def test_every_scheduler(model, tmp_path, scheduler):
     assert sample(model, tmp_path / "x.png", "--scheduler", scheduler, "--guidance-scale", "2") == 0
 

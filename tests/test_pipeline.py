@@ -71,7 +71,7 @@ def test_equals_the_stock_pipeline():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["ddpm", "dpm", "euler", "unipc"])
+@pytest.mark.parametrize("name", ["ddpm", "dpm", "dpm-sde", "euler", "unipc"])
 def test_an_image_is_the_same_whatever_batch_it_is_made_in(name, dtype):
     pipeline = conditional(sample_size=32, block_out_channels=(8, 16, 16), attention_levels=(1, 2))
     pipeline.unet = pipeline.unet.to(dtype)

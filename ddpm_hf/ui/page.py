@@ -139,7 +139,7 @@ def _add_api(engine: Engine):
             num_images: how many.
             class_name: name or number of a class, or "any" for all of them in turn.
             guidance_scale: strength of classifier-free guidance; 1 is off and twice as fast.
-            sampler: dpm, unipc, ddim, euler, heun, ddpm or ddpm-small.
+            sampler: dpm, dpm-sde, unipc, ddim, euler, heun, ddpm or ddpm-small.
             steps: denoising steps.
             seed: K, from 0 to 4294967295.
 
