@@ -36,7 +36,7 @@ ALLOWED = {
         *("checkpoints", "config", "data", "devices", "errors", "features", "figures", "files", "hub", "metrics"),
         *("report", "samplers", "stopping", "training", *UPLOADED),
     },
-    "ui": {"devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
+    "ui": {"data", "devices", "errors", "figures", "hub", "pipeline", "samplers", "sampling", "ui"},
     "__init__": {"config", "errors", "hub", *UPLOADED},
     "__main__": {
         *("commands", "config", "devices", "errors", "figures", "files", "hub", "report", "samplers", "sampling"),
