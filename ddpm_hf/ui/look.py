@@ -6,6 +6,10 @@ import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
 
+# in this order one style sheet and one script, whose functions see each other
+STYLES = ("page", "form", "stage")
+SCRIPTS = ("dom", "film", "tiles", "transport", "lens", "stage", "choice", "fields", "form", "tabs", "main")
+
 # nothing is fetched from elsewhere: the fonts are the visitor's own
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -57,13 +61,21 @@ def theme() -> gr.themes.Base:
 
 def launch_options() -> dict:
     """How ``Blocks.launch`` is to show the page, and what it may give away."""
-    css = "\n".join((STATIC / name).read_text() for name in ("page.css", "stage.css"))
     return {
         "theme": theme(),
-        "head": f"<style>{css}</style>",  # as it is: css= would be rewritten
+        "head": _head(),
         "max_file_size": "5mb",
         "show_error": False,  # Gradio would show a stranger paths of the server
         "run_history": False,
         "ssr_mode": False,
         "footer_links": ["api", "gradio"],
     }
+
+
+def _head() -> str:
+    """The style sheets and the scripts, each as one tag: as they are, for ``css=`` would be rewritten."""
+    first, *rest = ((STATIC / f"{name}.css").read_text() for name in STYLES)
+    # nested, so that the parts' rules are stronger than those that Gradio has for every button and input
+    css = f"{first}\n.gradio-container {{\n{''.join(rest)}\n}}"
+    script = "\n".join((STATIC / f"{name}.js").read_text() for name in SCRIPTS)
+    return f'<style>{css}</style><script>const ddpm = (() => {{ "use strict";\n{script}\n}})();</script>'

@@ -1,8 +1,6 @@
-"""The stage: a canvas that shows the frames of a run while they arrive, and keeps them all."""
+"""The page's own components: a tag each that a function of static/main.js fills."""
 
 import gradio as gr
-
-from ddpm_hf.ui.look import STATIC
 
 
 def make_stage(**options) -> gr.HTML:
@@ -11,19 +9,23 @@ def make_stage(**options) -> gr.HTML:
     Its value is a dict, of which the script keeps all frames it has seen of the newest run:
 
         run: id of the run.
-        state: "running", "done", "stopped" or "failed".
+        state: "waiting", "running", "done", "stopped" or "failed".
+        queue: while waiting, the place in the queue in words.
         total, steps: number of frames after the first, and of steps asked for (fewer with two network calls a step).
-        seconds: since the start of the run.
+        seconds: since the start of the run. cached: whether it was answered from memory.
         tile: width and height of an image in pixels.
         seeds, names: for every image, its seed, and the name of its class or None.
+        settings: the checked request.
         frames: by index, "0" being the noise, the newest ones: {"t": timestep, "at": seconds, "src": data URL of the
             images side by side, x_t above x_0}.
+    """
+    return make_part("stage(element, props, watch)", **options)
+
+
+def make_part(call: str, **options) -> gr.HTML:
+    """A component that the call ``ddpm.<call>`` fills, with ``element``, ``props``, ``trigger``, ``server``, ``watch``.
 
     A function, not a subclass of gr.HTML: for those Gradio writes a .pyi file beside the source.
     """
-    return gr.HTML(
-        html_template=(STATIC / "stage.html").read_text(),
-        js_on_load=(STATIC / "stage.js").read_text(),
-        apply_default_css=False,
-        **options,
-    )
+    # the template stays small: Gradio compiles it anew for every value
+    return gr.HTML(html_template="<div></div>", js_on_load=f"ddpm.{call}", apply_default_css=False, **options)

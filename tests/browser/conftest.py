@@ -3,8 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from driving import PATIENCE, STAGE
+from playwright.sync_api import expect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ui"))  # app_server is shared with the tests over HTTP
+
+expect.set_options(timeout=PATIENCE)
 
 DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -75,16 +79,16 @@ def open_page(browser, servers):
     """Opens the page; at the end of the test there must have been nothing on its console."""
     contexts, complaints = [], []
 
-    def open_page(conditional=True, width=1280, height=900, dark=False):
+    def open_page(conditional=True, path="", width=1280, height=900, dark=False):
         scheme = "dark" if dark else "light"
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
-        page.goto(servers(conditional).url)
-        page.wait_for_selector(".stage")
+        page.goto(servers(conditional).url + path)
+        page.wait_for_selector(STAGE)
         return page
 
     yield open_page

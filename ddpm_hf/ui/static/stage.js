@@ -1,335 +1,246 @@
-// The stage's script. Gradio calls it once with: element, trigger, props, server, upload, watch.
-// It keeps every frame of the newest run, so that scrubbing and playing need no server.
+// The stage: a canvas that shows the frames of a run while they arrive. Its value is described in stage.py.
 
-const part = (name) => element.querySelector(`[data-part="${name}"]`);
-const root = element.querySelector(".stage");
-const canvas = part("canvas");
-const scrubber = part("scrubber");
-const play = part("play");
-const PLAY_SECONDS = 4; // for all frames of a run
 const QUIET_SECONDS = 10; // without news, after which the time left would be a lie
-const GAP = 8; // CSS pixels between images, up to twice as many where there is room
+const EMPTY_TILES = 16;
 
-let run = null; // the value of the newest run, without its frames
-let frames = []; // by index: { t, at, src, image }
-let view = "x_t";
-let shown = -1; // index of the frame on the canvas, -1 for none of this run
-let following = true; // new frames are shown as they come
-let playing = false;
-let animating = false;
-let stopPressed = false;
-let lastNews = 0; // when the newest value came, in ms
-let beforeWaiting = "empty";
-let pointedAt = ""; // words on the image under the pointer
-let layout = null; // where the images are on the canvas, for pointing at them
-
-const newest = () => frames.length - 1;
-const running = () => root.dataset.state === "running";
-
-// ---- what arrives
-
-function receive(value) {
-  if (!value || !value.run) return;
-  if (!run || value.run !== run.run) begin(value);
-  const { frames: arrived, ...head } = value;
-  // what was on its way when Stop was pressed does not start the run again
-  if (stopPressed && head.state === "running") head.state = "stopped";
-  run = head;
-  lastNews = performance.now();
-  for (const [key, frame] of Object.entries(arrived)) frames[Number(key)] ??= { ...frame };
-  setState(run.state);
-  animate();
-}
-
-function begin(value) {
-  frames = [];
-  shown = -1;
-  following = true;
-  playing = false;
-  scrubber.max = value.total;
-}
-
-function setState(state) {
-  const changed = root.dataset.state !== state;
-  root.dataset.state = state;
-  describe();
-  if (changed || state === "done") part("live").textContent = announcement(state);
-}
-
-function announcement(state) {
-  if (state === "waiting") return "Waiting for the model";
-  if (state === "running") return "Denoising";
-  if (state === "done") return `Done: ${run.total} steps in ${seconds(run.seconds)}`;
-  if (state === "stopped") return run ? `Stopped at step ${Math.max(0, newest())}` : "Stopped";
-  return state === "failed" ? "Failed" : "";
-}
-
-// ---- drawing
-
-function imageOf(frame) {
-  if (!frame.image) {
-    frame.image = new Image();
-    frame.image.src = frame.src;
+class Stage {
+  // empty: what to say before the first run, [title, line]. more(run, index): "make more like this", where it makes sense.
+  constructor(element, { empty, label, more = null, picked = () => {} }) {
+    Object.assign(this, { view: "x_t", run: null, film: new Film(1), lastNews: 0, state: "empty", before: "empty", pointedAt: -1, layout: null, more, picked });
+    const [top, screen, foot] = [this.top(), this.screen(empty), this.foot()];
+    this.root = make("section", { class: "stage", "data-state": "empty", "aria-label": label });
+    this.transport = new Transport({
+      paint: (index) => this.paint(index),
+      words: (index) => this.stepText(index),
+      changed: () => this.describe(),
+    });
+    this.root.append(top, screen, this.transport.element, foot);
+    element.replaceChildren(this.root);
+    new ResizeObserver(() => this.redraw()).observe(this.canvas);
+    this.setView("x_t");
+    setInterval(() => this.running && this.describe(), 1000); // a connection that is lost says nothing
   }
-  return frame.image;
-}
 
-async function paint(index) {
-  const frame = frames[index];
-  if (!frame) return;
-  const image = imageOf(frame);
-  try {
-    await image.decode();
-  } catch {
-    return; // a later frame, or a new run, takes its place
+  // ---- the parts
+
+  top() {
+    const view = (name, words, title) =>
+      make("button", { type: "button", "data-view": name, title, onclick: () => this.setView(name) }, `${words} `, make("i", {}, "x", make("sub", {}, name.slice(2))));
+    this.views = [
+      view("x_t", "Noisy", "The noisy image at this step"),
+      view("x_0", "Predicted", "The finished image as the network predicts it at this step"),
+    ];
+    this.progress = make("p", { class: "stage-progress", "data-part": "progress" });
+    return make("div", { class: "stage-top" }, make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views), this.progress);
   }
-  if (frames[index] !== frame) return;
-  shown = index;
-  draw(image);
-  describe();
-}
 
-// The largest whole number of device pixels for a pixel with which `count` tiles fit: every pixel is the same size.
-function arrange(count, [width, height]) {
-  const ratio = window.devicePixelRatio || 1;
-  const box = canvas.getBoundingClientRect();
-  const room = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
-  let best = null;
-  for (let columns = 1; columns <= count; columns++) {
-    const rows = Math.ceil(count / columns);
-    const fit = (gap) => Math.min((room[0] - gap * (columns - 1)) / (columns * width), (room[1] - gap * (rows - 1)) / (rows * height));
-    const gap = Math.max(1, Math.round(Math.min(GAP * ratio, (fit(0) * width) / 10)));
-    const scale = fit(gap) >= 1 ? Math.floor(fit(gap)) : fit(gap);
-    if (!best || scale > best.scale) best = { columns, rows, gap, scale };
+  screen([title, line]) {
+    this.canvas = make("canvas", { role: "img", "aria-label": "No pictures yet", "data-part": "canvas" });
+    this.cells = make("div", { class: "cells", role: "group", "aria-label": "Images" });
+    this.cells.addEventListener("keydown", (event) => this.moveAmongCells(event));
+    this.empty = make("div", { class: "stage-empty" }, make("strong", {}, title), make("span", {}, line));
+    this.lens = new Lens({
+      more: (index) => this.more?.(this.run, index),
+      step: (index) => this.transport.show(index),
+      closed: (index) => {
+        this.cells.inert = false;
+        this.redraw();
+        this.cells.children[index]?.focus();
+      },
+    });
+    this.lens.changed = () => {
+      this.cells.inert = true; // behind the lens
+      this.redraw();
+    };
+    if (!this.more) this.lens.element.querySelector(".pill").remove();
+    return make("div", { class: "stage-screen" }, this.canvas, this.cells, this.empty, this.lens.element);
   }
-  const slack = (n, side, available) => (n > 1 ? Math.floor((available - n * side * best.scale) / (n - 1)) : Infinity);
-  const widest = Math.min(slack(best.columns, width, room[0]), slack(best.rows, height, room[1]), 2 * GAP * ratio);
-  best.gap = Math.max(best.gap, widest);
-  const used = (n, side) => n * side * best.scale + (n - 1) * best.gap;
-  const left = Math.floor((room[0] - used(best.columns, width)) / 2);
-  const top = Math.floor((room[1] - used(best.rows, height)) / 2);
-  return { ...best, room, left, top, ratio, width: width * best.scale, height: height * best.scale };
-}
 
-function place(index) {
-  const column = index % layout.columns;
-  const row = Math.floor(index / layout.columns);
-  return [layout.left + column * (layout.width + layout.gap), layout.top + row * (layout.height + layout.gap)];
-}
-
-function prepare(count, tile) {
-  layout = arrange(count, tile);
-  if (canvas.width !== layout.room[0] || canvas.height !== layout.room[1]) [canvas.width, canvas.height] = layout.room;
-  const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = false;
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  return context;
-}
-
-function draw(image) {
-  const [width, height] = run.tile;
-  const context = prepare(run.seeds.length, run.tile);
-  const columns = Math.round(image.naturalWidth / width);
-  const lower = view === "x_0" ? image.naturalHeight / 2 : 0;
-  run.seeds.forEach((_, i) => {
-    const x = (i % columns) * width;
-    const y = Math.floor(i / columns) * height + lower;
-    context.drawImage(image, x, y, width, height, ...place(i), layout.width, layout.height);
-  });
-}
-
-// Before the first run: noise, always the same.
-function drawEmpty() {
-  const tile = [16, 16];
-  const context = prepare(16, tile);
-  const sheet = document.createElement("canvas");
-  sheet.width = tile[0];
-  sheet.height = tile[1] * 16;
-  const pixels = sheet.getContext("2d").createImageData(sheet.width, sheet.height);
-  let state = 7;
-  const random = () => (state = (state * 48271) % 2147483647) / 2147483647;
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const normal = Math.sqrt(-2 * Math.log(random())) * Math.cos(2 * Math.PI * random());
-    pixels.data.fill(127 + 64 * normal, i, i + 3);
-    pixels.data[i + 3] = 255;
+  foot() {
+    this.status = make("p", { class: "stage-status", "data-part": "status" });
+    this.live = make("p", { class: "unseen", role: "status", "data-part": "live" });
+    this.actions = make("div", { class: "stage-actions" });
+    return make("div", { class: "stage-foot" }, this.status, this.actions, this.live);
   }
-  sheet.getContext("2d").putImageData(pixels, 0, 0);
-  for (let i = 0; i < 16; i++) context.drawImage(sheet, 0, i * tile[1], ...tile, ...place(i), layout.width, layout.height);
-}
 
-function redraw() {
-  if (frames[shown]) paint(shown);
-  else if (!run) drawEmpty();
-}
+  // ---- what arrives
 
-// ---- moving through the frames
-
-function nextFrame() {
-  if (playing) {
-    if (shown < newest()) return shown + 1;
-    playing = false;
-    following = running();
-    return null;
+  get running() {
+    return this.state === "running";
   }
-  // a little faster when behind, but no frame is jumped over without need
-  if (following && shown < newest()) return Math.min(newest(), shown + Math.ceil((newest() - shown) / 8));
-  return null;
-}
 
-async function animate() {
-  if (animating) return;
-  animating = true;
-  for (let next = nextFrame(); next !== null; next = nextFrame()) {
-    await paint(next);
-    await new Promise((resolve) => (playing ? setTimeout(resolve, playDelay()) : requestAnimationFrame(resolve)));
+  receive(value) {
+    if (!value || !value.run) return;
+    if (value.state === "waiting") return this.wait(value);
+    if (!this.run || value.run !== this.run.run) this.begin(value);
+    const { frames, ...head } = value;
+    // what was on its way when Stop was pressed does not start the run again
+    if (this.stopped && head.state === "running") head.state = "stopped";
+    this.run = head;
+    this.lastNews = performance.now();
+    this.film.add(frames);
+    this.setState(head.state);
+    this.transport.arrived(this.film.newest, this.running);
   }
-  animating = false;
-  describe();
-}
 
-const playDelay = () => Math.min(400, Math.max(16, (1000 * PLAY_SECONDS) / frames.length));
-
-function show(index) {
-  playing = false;
-  following = running() && index >= newest();
-  paint(Math.min(Math.max(0, index), newest()));
-}
-
-function togglePlay() {
-  playing = !playing;
-  if (playing && shown >= newest()) shown = -1;
-  animate();
-  describe();
-}
-
-// ---- words
-
-function seconds(value) {
-  if (value < 10) return `${value.toFixed(1)} s`;
-  return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
-}
-
-function timeText(state) {
-  if (state !== "running") {
-    const word = { done: "in", stopped: "stopped after", failed: "failed after" }[state];
-    return `${word} ${seconds(run.seconds)}`;
+  begin(value) {
+    this.film = new Film(value.total);
+    this.run = value;
+    this.lens.use(value, this.film, (index) => this.imageText(index));
+    if (this.lens.isOpen && this.lens.index >= value.seeds.length) this.lens.close();
+    if (this.lens.isOpen) this.lens.open(this.lens.index);
+    this.transport.reset(value.total);
+    this.makeCells();
+    this.empty.hidden = true;
   }
-  const quiet = (performance.now() - lastNews) / 1000;
-  if (quiet > QUIET_SECONDS) return `no news for ${seconds(quiet)}`;
-  // told from the steps after the first, which is slower than the rest
-  const [first, last] = [frames[1], frames[newest()]];
-  if (!first || newest() < 3) return "";
-  const each = (last.at - first.at) / (newest() - 1);
-  return `${seconds(each * (run.total - newest()))} left`;
-}
 
-function stepText(index) {
-  // two network calls a step, where the sampler makes so many
-  const word = run.total === run.steps ? "step" : "call";
-  return index === 0 ? "noise" : `${word} ${index} of ${run.total}`;
-}
-
-function describe() {
-  const state = root.dataset.state;
-  part("empty").hidden = run !== null;
-  if (state === "waiting") {
-    part("progress").textContent = "waiting for the model …";
-    part("time").textContent = "";
-  } else if (run && pointedAt) {
-    part("progress").textContent = pointedAt;
-    part("time").textContent = "";
-  } else if (run) {
-    const index = Math.max(0, shown);
-    const t = frames[index]?.t;
-    part("progress").textContent = stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
-    part("time").textContent = timeText(state);
-  } else {
-    part("progress").textContent = "";
+  wait(value) {
+    if (this.stopped) return;
+    this.queue = value.queue;
+    this.setState("waiting");
   }
-  describeControls();
-}
 
-function describeControls() {
-  const any = frames.length > 0;
-  const total = run ? run.total : 0;
-  const index = Math.max(0, shown);
-  play.disabled = scrubber.disabled = !any;
-  play.setAttribute("aria-label", playing ? "Pause" : "Play");
-  play.dataset.playing = playing;
-  if (run) scrubber.value = index;
-  scrubber.setAttribute("aria-valuetext", run ? stepText(index) : "nothing yet");
-  scrubber.style.setProperty("--shown", total ? index / total : 0);
-  scrubber.style.setProperty("--loaded", total ? Math.max(0, newest()) / total : 0);
-  part("step").textContent = `${index} / ${total}`;
-  root.dataset.shown = index;
-  root.dataset.frames = frames.filter(Boolean).length;
-  if (run) {
-    const what = view === "x_t" ? "noisy images" : "predicted images";
-    canvas.setAttribute("aria-label", `${run.seeds.length} ${what}, ${stepText(index)}`);
+  // What the page does without the server: a run is asked for, stopped, or has failed.
+  submitted() {
+    this.stopped = false;
+    this.queue = null;
+    this.before = this.state;
+    this.setState("waiting");
+  }
+
+  ended(state) {
+    if (state === "stopped") this.stopped = true;
+    if (this.state === "waiting") this.setState(this.before);
+    else if (this.running) this.setState(state);
+    this.transport.arrived(this.film.newest, this.running);
+  }
+
+  setState(state) {
+    const changed = this.state !== state;
+    this.state = state;
+    this.root.dataset.state = state;
+    this.describe();
+    if (changed || state === "done") this.live.textContent = this.announcement();
+    this.picked(this);
+  }
+
+  // ---- drawing
+
+  async paint(index) {
+    const { film } = this;
+    const frame = film.nearest(index);
+    const sheet = frame && (await film.picture(frame));
+    if (!sheet || film !== this.film) return false;
+    this.drawn = index;
+    this.draw(sheet);
+    return true;
+  }
+
+  draw(sheet) {
+    this.sheet = sheet;
+    if (this.lens.isOpen) this.lens.draw(sheet, this.view, this.drawn);
+    const layout = drawTiles(this.canvas, sheet, this.run.tile, this.view, this.run.seeds.map((_, i) => i));
+    this.putCells(layout);
+  }
+
+  redraw() {
+    if (this.run && this.sheet) this.draw(this.sheet);
+    else if (!this.run) drawNoise(this.canvas, EMPTY_TILES);
+  }
+
+  setView(view) {
+    this.view = this.root.dataset.view = view;
+    for (const button of this.views) button.setAttribute("aria-pressed", button.dataset.view === view);
+    this.redraw();
+    this.describe();
+  }
+
+  // ---- the images, one button each over the canvas: to point at, to reach by keyboard, to hear named
+
+  makeCells() {
+    const cell = (i) => {
+      const point = (on) => () => {
+        this.pointedAt = on ? i : -1;
+        this.describe();
+      };
+      return make("button", { type: "button", tabindex: i ? -1 : 0, "aria-label": `Enlarge ${this.imageText(i)}`, onclick: () => this.lens.open(i), onpointerenter: point(true), onpointerleave: point(false), onfocus: point(true), onblur: point(false) });
+    };
+    this.cells.replaceChildren(...this.run.seeds.map((_, i) => cell(i)));
+    this.layout = null;
+  }
+
+  putCells(layout) {
+    const same = this.layout && JSON.stringify(layout) === JSON.stringify(this.layout);
+    if (same) return;
+    this.layout = layout;
+    [...this.cells.children].forEach((cell, i) => {
+      const [left, top] = place(layout, i).map((pixels) => pixels / layout.ratio);
+      const [width, height] = [layout.width, layout.height].map((pixels) => pixels / layout.ratio);
+      Object.assign(cell.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
+    });
+  }
+
+  moveAmongCells(event) {
+    const cells = [...this.cells.children];
+    const at = cells.indexOf(document.activeElement);
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.layout?.columns, ArrowUp: -this.layout?.columns }[event.key];
+    const to = { Home: 0, End: cells.length - 1 }[event.key] ?? at + by;
+    if (at < 0 || !cells[to]) return;
+    event.preventDefault();
+    cells[at].tabIndex = -1;
+    cells[to].tabIndex = 0;
+    cells[to].focus();
+  }
+
+  // ---- words
+
+  imageText(i) {
+    const of = this.run.seeds.length > 1 ? `image ${i + 1}` : "image";
+    return [of, this.run.names[i], `seed ${this.run.seeds[i]}`].filter(Boolean).join(" · ");
+  }
+
+  stepText(index) {
+    if (!this.run) return "";
+    // two network calls a step, where the sampler makes so many
+    const word = this.run.total === this.run.steps ? "step" : "call";
+    return index === 0 ? "noise" : `${word} ${index} of ${this.run.total}`;
+  }
+
+  announcement() {
+    if (this.state === "waiting") return this.queue || "Waiting for the model";
+    if (this.state === "running") return "Denoising";
+    if (this.state === "failed") return "Failed";
+    return this.run ? this.timeText() : "";
+  }
+
+  timeText() {
+    const spent = seconds(this.run.seconds);
+    if (this.state === "done") return this.run.cached ? "Done: from memory, as made before" : `Done in ${spent}`;
+    if (this.state === "stopped") return `Stopped after ${spent}`;
+    if (this.state === "failed") return `Failed after ${spent}`;
+    const quiet = (performance.now() - this.lastNews) / 1000;
+    if (quiet > QUIET_SECONDS) return `No news for ${seconds(quiet)}`;
+    // told from the steps after the first, which is slower than the rest
+    const { newest, frames } = this.film;
+    if (!frames[1] || !frames[newest] || newest < 3) return "Denoising";
+    const each = (frames[newest].at - frames[1].at) / (newest - 1);
+    return `${seconds(each * (this.film.total - newest))} left`;
+  }
+
+  describe() {
+    const { state, run, film } = this;
+    const index = Math.max(0, this.transport?.shown ?? 0);
+    const t = film.nearest(index)?.t;
+    if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined) this.progress.textContent = this.imageText(this.pointedAt);
+    else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
+    else this.progress.textContent = "";
+    if (state === "waiting") this.status.textContent = this.queue || "Waiting for the model …";
+    else this.status.textContent = run ? this.timeText() : "";
+    this.root.dataset.shown = this.transport?.shown ?? -1;
+    this.root.dataset.frames = film.count;
+    if (run) {
+      const what = this.view === "x_t" ? "noisy images" : "predicted images";
+      this.canvas.setAttribute("aria-label", `${run.seeds.length} ${what}, ${this.stepText(index)}`);
+    }
   }
 }
-
-function pointed(event) {
-  if (!run || !layout) return "";
-  const box = canvas.getBoundingClientRect();
-  const x = (event.clientX - box.left) * layout.ratio;
-  const y = (event.clientY - box.top) * layout.ratio;
-  const hit = run.seeds.findIndex((_, i) => {
-    const [left, top] = place(i);
-    return x >= left && x < left + layout.width && y >= top && y < top + layout.height;
-  });
-  if (hit < 0) return "";
-  return [`image ${hit + 1}`, run.names[hit], `seed ${run.seeds[hit]}`].filter(Boolean).join(" · ");
-}
-
-// ---- events
-
-for (const button of element.querySelectorAll("[data-view]")) {
-  button.addEventListener("click", () => {
-    view = button.dataset.view;
-    for (const other of element.querySelectorAll("[data-view]")) other.setAttribute("aria-pressed", other === button);
-    root.dataset.view = view;
-    redraw();
-  });
-}
-play.addEventListener("click", togglePlay);
-scrubber.addEventListener("input", () => show(Number(scrubber.value)));
-for (const name of ["pointermove", "pointerdown", "pointerleave"]) {
-  canvas.addEventListener(name, (event) => {
-    pointedAt = name === "pointerleave" ? "" : pointed(event);
-    describe();
-  });
-}
-new ResizeObserver(redraw).observe(canvas);
-
-// What the page does to the stage without the server: see page.py.
-const signals = {
-  submit() {
-    stopPressed = false;
-    beforeWaiting = root.dataset.state;
-    setState("waiting");
-  },
-  stop() {
-    stopPressed = true;
-    end("stopped");
-  },
-  failure() {
-    end("failed");
-  },
-};
-
-function end(state) {
-  if (root.dataset.state === "waiting") setState(beforeWaiting);
-  if (running()) setState(state);
-}
-window.addEventListener("stage", (event) => signals[event.detail]?.());
-
-// A connection that is lost says nothing.
-const clock = setInterval(() => {
-  if (!element.isConnected) clearInterval(clock);
-  else if (running()) describe();
-}, 1000);
-
-watch("value", () => receive(props.value));
-root.dataset.view = view;
-receive(props.value);

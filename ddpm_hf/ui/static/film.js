@@ -1,0 +1,44 @@
+// The frames of a run by their index, kept as they arrive: scrubbing and playing need no server.
+
+class Film {
+  constructor(total) {
+    this.total = total; // index of the last frame
+    this.frames = []; // { t, at, src, image }: x_t of all images above their predicted x_0
+  }
+
+  add(arrived) {
+    for (const [index, frame] of Object.entries(arrived)) this.frames[Number(index)] ??= { ...frame };
+  }
+
+  get newest() {
+    return this.frames.length - 1;
+  }
+
+  get count() {
+    return this.frames.filter(Boolean).length;
+  }
+
+  get whole() {
+    return this.count === this.total + 1;
+  }
+
+  // the frame at an index or, where it was lost on the way, the one before
+  nearest(index) {
+    while (index > 0 && !this.frames[index]) index--;
+    return this.frames[index];
+  }
+
+  // The decoded picture of a frame, or null where it cannot be decoded.
+  async picture(frame) {
+    if (!frame.image) {
+      frame.image = new Image();
+      frame.image.src = frame.src;
+    }
+    try {
+      await frame.image.decode();
+      return frame.image;
+    } catch {
+      return null;
+    }
+  }
+}

@@ -1,0 +1,68 @@
+// The settings of a run. Their values go to the server as they are here, and are checked there.
+
+class SettingsForm {
+  // description: see describe() of description.py; submitted(settings) and stopped() are the two buttons.
+  constructor(element, description, { submitted, stopped }) {
+    Object.assign(this, { submitted, stopped });
+    this.form = make("form", { class: "form card", "aria-label": "Settings", novalidate: true });
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submitted(this.read());
+    });
+    element.replaceChildren(this.form);
+    this.build(description);
+  }
+
+  build(description) {
+    const { limits, defaults, samplers, classes } = description;
+    const changed = () => this.changed();
+    this.description = description;
+    this.fields = {
+      ...(classes.length && { class_name: new ClassField({ classes, changed }) }),
+      num_images: new NumberField({ name: "images", label: "Images", low: 1, high: limits.max_images, value: defaults.num_images, stops: range(1, limits.max_images), changed }),
+      steps: new NumberField({ name: "steps", label: "Steps", low: 1, high: limits.max_steps, value: defaults.steps, changed }),
+      ...(classes.length && { guidance_scale: new NumberField({ name: "guidance", label: "Guidance", low: 0, high: limits.max_guidance, value: 1, whole: false, line: guidanceLine, changed }) }),
+      sampler: new Choice({ label: "Sampler", value: defaults.sampler, options: samplers, changed }),
+      seed: new SeedField({ max: limits.max_seed, value: 0, changed }),
+    };
+    const sampler = make("div", { class: "field" }, make("span", { class: "label", "aria-hidden": "true" }, "Sampler"), this.fields.sampler.element);
+    const { class_name, num_images, steps, guidance_scale, seed } = this.fields;
+    this.go = make("button", { type: "submit", class: "primary" }, "Generate");
+    this.halt = make("button", { type: "button", class: "pill stop", onclick: () => this.stopped() }, "Stop");
+    this.form.replaceChildren(
+      make("div", { class: "actions" }, this.go, this.halt),
+      ...[class_name, num_images, steps, guidance_scale].filter(Boolean).map((field) => field.element),
+      sampler,
+      seed.element,
+    );
+    this.changed();
+  }
+
+  read() {
+    const values = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value]));
+    return this.description.models.length > 1 ? { model: this.description.model, ...values } : values;
+  }
+
+  // Puts in those settings that this model has; what is unknown or out of range stays as it is.
+  write(settings) {
+    for (const [name, value] of Object.entries(settings)) this.fields[name]?.set(value);
+    this.changed();
+  }
+
+  submit() {
+    this.submitted(this.read());
+  }
+
+  changed() {
+    page.settings = this.read();
+    tell("settings", page.settings);
+  }
+}
+
+const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
+
+function guidanceLine(scale) {
+  if (scale === 1) return "Off: the class as the network learned it.";
+  if (scale < 1) return "Towards the network's view without a class.";
+  return `${scale.toFixed(1).replace(".0", "")} times towards the class; two network calls a step.`;
+}

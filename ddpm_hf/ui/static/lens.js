@@ -1,0 +1,100 @@
+// One image of the stage, large, above its own strip over the steps.
+
+const STRIP = 8; // pictures in the strip
+
+class Lens {
+  // more(index): "make more like this"; step(index): show that step; closed(index): the lens was shut.
+  constructor({ more, step, closed }) {
+    Object.assign(this, { index: null, closed });
+    this.title = make("p", { class: "lens-title" });
+    this.canvas = make("canvas", { role: "img" });
+    this.strip = make("div", { class: "lens-strip", role: "group", "aria-label": "This image over the steps" });
+    for (let i = 0; i < STRIP; i++) {
+      const button = make("button", { type: "button", onclick: () => step(this.steps[i]) }, make("canvas", { width: 1, height: 1 }), make("span"));
+      this.strip.append(button);
+    }
+    const turn = (by, label, name) =>
+      make("button", { type: "button", class: "round small", "aria-label": label, title: label, onclick: () => this.open(this.index + by) }, icon(name));
+    this.before = turn(-1, "Previous image", "left");
+    this.after = turn(1, "Next image", "right");
+    this.shut = make("button", { type: "button", class: "round small", "aria-label": "Back to all images", title: "Back to all images", onclick: () => this.close() }, icon("close"));
+    this.element = make("div", { class: "lens", role: "dialog", "aria-label": "One image, enlarged", hidden: true },
+      make("div", { class: "lens-top" }, this.title, this.before, this.after, this.shut),
+      make("div", { class: "lens-picture" }, this.canvas),
+      this.strip,
+      make("button", { type: "button", class: "pill", onclick: () => more(this.index) }, "Make more like this"));
+    this.element.addEventListener("keydown", (event) => this.key(event));
+    this.steps = [];
+    new ResizeObserver(() => this.isOpen && this.changed()).observe(this.canvas);
+  }
+
+  key(event) {
+    const turn = { ArrowLeft: this.before, ArrowRight: this.after, Escape: this.shut }[event.key];
+    if (!turn || turn.disabled) return;
+    event.preventDefault();
+    turn.click();
+  }
+
+  get isOpen() {
+    return this.index !== null;
+  }
+
+  // The run whose images it shows: its value, its frames and the words on an image.
+  use(run, film, nameOf) {
+    Object.assign(this, { run, film, nameOf, drawn: [] });
+    this.steps = Array.from({ length: STRIP }, (_, i) => Math.round((i * film.total) / (STRIP - 1)));
+    [...this.strip.children].forEach((button, i) => {
+      button.hidden = i > 0 && this.steps[i] === this.steps[i - 1];
+      button.disabled = true;
+      [button.firstChild.width, button.firstChild.height] = run.tile;
+    });
+  }
+
+  open(index) {
+    const from = this.index;
+    this.index = clamp(index, 0, this.run.seeds.length - 1);
+    this.element.hidden = false;
+    this.drawn = [];
+    this.title.textContent = this.nameOf(this.index);
+    this.before.disabled = this.index === 0;
+    this.after.disabled = this.index === this.run.seeds.length - 1;
+    if (from === null) this.shut.focus();
+    this.changed();
+  }
+
+  close() {
+    const index = this.index;
+    this.index = null;
+    this.element.hidden = true;
+    this.closed(index);
+  }
+
+  // Draws the image as it is on a frame.
+  draw(sheet, view, shown) {
+    drawTiles(this.canvas, sheet, this.run.tile, view, [this.index]);
+    this.canvas.setAttribute("aria-label", `${this.nameOf(this.index)}, step ${shown}`);
+    this.drawStrip(view, shown);
+  }
+
+  // Draws what of the strip has arrived and is not drawn yet.
+  async drawStrip(view, shown) {
+    const index = this.index;
+    const buttons = [...this.strip.children];
+    const now = this.steps.reduce((best, step, i) => (Math.abs(step - shown) < Math.abs(this.steps[best] - shown) ? i : best), 0);
+    for (const [i, button] of buttons.entries()) {
+      const frame = this.film.frames[this.steps[i]];
+      button.disabled = !frame;
+      button.setAttribute("aria-current", i === now);
+      const key = `${view} ${index} ${this.run.run}`;
+      if (!frame || this.drawn[i] === key) continue;
+      const sheet = await this.film.picture(frame);
+      if (!sheet || this.index !== index) return;
+      this.drawn[i] = key;
+      button.firstChild.getContext("2d").drawImage(sheet, ...source(sheet, this.run.tile, view, index), ...this.run.tile, 0, 0, ...this.run.tile);
+      button.lastChild.textContent = `t ${Math.round(frame.t)}`;
+      button.setAttribute("aria-label", `Step ${this.steps[i]}, t = ${Math.round(frame.t)}`);
+    }
+  }
+
+  changed() {} // set by the stage: draw the current frame again
+}
