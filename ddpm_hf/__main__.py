@@ -61,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     push = commands.add_parser("push", help="upload a pipeline to the Hub")
-    push.add_argument("folder", help="exported pipeline, or the output_dir of a run")
+    push.add_argument("folder", help="output_dir of a run, or exported pipeline")
     push.add_argument("--repo-id", required=True, help="name/model")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--tag", help="for the commit")
+    push.add_argument("--license", help="of the weights, for the card, such as apache-2.0")
     push.set_defaults(run=_push)
     return parser
 
@@ -160,10 +162,10 @@ def _export(arguments):
 def _push(arguments):
     from ddpm_hf.hub import push
 
-    folder = Path(arguments.folder)
-    if (folder / "pipeline" / "model_index.json").is_file():
-        folder = folder / "pipeline"
-    print(f"pushed to {push(folder, arguments.repo_id, private=arguments.private)}")
+    url = push(
+        arguments.folder, arguments.repo_id, private=arguments.private, tag=arguments.tag, license=arguments.license
+    )
+    print(f"pushed to {url}")
 
 
 if __name__ == "__main__":

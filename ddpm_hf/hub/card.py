@@ -1,0 +1,141 @@
+"""The model card: what a run says of itself, in the words of model_card.md. What is not known is left out."""
+
+from pathlib import Path
+from typing import Any
+
+from ddpm_hf.hub.contents import Contents, without_paths
+
+TEMPLATE = Path(__file__).resolve().parent.parent.parent / "model_card.md"
+TAGS = ["diffusers", "ddpm", "ddpm_hf"]
+# name in a report -> (type of the metric, its name)
+METRICS = {
+    "fid": ("fid", "FID"),
+    "kid": ("kid", "KID"),
+    "precision": ("precision", "Precision"),
+    "recall": ("recall", "Recall"),
+    "inception_score": ("inception_score", "Inception score"),
+    "label_accuracy": ("accuracy", "Label accuracy"),
+}
+SETTINGS = (  # of config.yaml, that the card shows
+    *("prediction_type", "loss_type", "num_train_timesteps", "beta_start", "beta_end", "train_batch_size"),
+    *("learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "ema_max_decay"),
+    *("mixed_precision", "class_dropout_prob", "horizontal_flip", "sample_size", "resize", "seed"),
+)
+
+
+def card_values(contents: Contents, license: str | None = None) -> dict[str, Any]:
+    """What the template is filled with, besides the repository's name; JSON can hold it.
+
+    Args:
+        contents: of the run or pipeline.
+        license: identifier of the weights' licence, such as apache-2.0; None leaves it to the owner.
+    """
+    unet, index, settings = contents.unet, contents.index, contents.settings
+    sides = unet.get("sample_size")
+    height, width = (sides, sides) if isinstance(sides, int) else sides or (None, None)
+    labels = index.get("id2label") or {}
+    return {
+        "license": license,
+        "stock": index.get("_class_name") == "DDPMPipeline",
+        "channels": unet.get("out_channels"),
+        "height": index.get("output_height") or height,
+        "width": index.get("output_width") or width,
+        "classes": [name for _, name in sorted(labels.items(), key=lambda item: int(item[0]))],
+        "conditional": unet.get("num_class_embeds") is not None,
+        "parameters": contents.parameters,
+        "num_train_timesteps": contents.scheduler.get("num_train_timesteps"),
+        "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
+        "data": [{"id": name} for name in _lines(contents.facts.get("Hub data sets"))],
+        "local_data": [without_paths(name) for name in _local_data(settings, contents.facts)],
+        "settings": {name: settings[name] for name in SETTINGS if settings.get(name) not in (None, False)},
+        "metrics": {name: value for name, value in contents.metrics.items() if isinstance(value, (int, float))},
+        "facts": {name: without_paths(str(value)) for name, value in contents.facts.items()},
+        "evaluation": _evaluation(contents.evaluation),
+        "grids": contents.grids(),
+        "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
+    }
+
+
+def render_card(values: dict[str, Any], repo_id: str) -> str:
+    """The text of README.md.
+
+    Args:
+        values: of ``card_values``; an entry of ``data`` may also have the ``license`` of a data set.
+        repo_id: name/model.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    name = repo_id.split("/")[-1]
+    metadata = {
+        "license": values["license"],
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": TAGS + ["class-conditional"] * values["conditional"],
+        "datasets": [data["id"] for data in values["data"]] or None,
+    }
+    if values["evaluation"]:
+        results = _eval_results(values)
+        metadata |= {
+            "model_name": name,
+            "eval_results": results,
+            "metrics": sorted({result.metric_type for result in results}),
+        }
+    card_data = ModelCardData(**{key: value for key, value in metadata.items() if value is not None})
+    card = ModelCard.from_template(
+        card_data, template_path=str(TEMPLATE), **{**values, "repo_id": repo_id, "model_name": name}
+    )
+    return str(card)
+
+
+def _eval_results(values: dict) -> list:
+    from huggingface_hub import EvalResult
+
+    protocol, data = values["evaluation"]["protocol"], values["data"]
+    # a data set that is not on the Hub has no identifier; its name stands for it
+    dataset = data[0]["id"] if data else str(protocol.get("dataset", "unknown"))
+    how = f"{protocol.get('features', '?')} features, {protocol.get('num_images', 0):,} images"
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=dataset,
+            dataset_name=str(protocol.get("dataset", dataset)),
+            dataset_split=_reference_split(protocol),
+            metric_type=METRICS[metric][0],
+            metric_name=f"{METRICS[metric][1]} ({how})",
+            metric_value=round(row["value"], 6),
+        )
+        for metric, row in values["evaluation"]["rows"].items()
+    ]
+
+
+def _reference_split(protocol: dict) -> str | None:
+    split = protocol.get("reference_split")
+    return None if split in (None, "auto") else str(split)
+
+
+def _evaluation(report: dict) -> dict:
+    """Scores beside those of real images, and the protocol, of a report of ``evaluate``; {} if it is none."""
+    scores, floor, protocol = (report.get(name) for name in ("scores", "floor", "protocol"))
+    if not isinstance(scores, dict) or not isinstance(protocol, dict):
+        return {}
+    floor = floor if isinstance(floor, dict) else {}
+    rows = {
+        name: {"title": METRICS[name][1], "value": scores[name], "real": floor.get(name)}
+        for name in METRICS
+        if isinstance(scores.get(name), (int, float))
+    }
+    protocol = {name: without_paths(str(v)) if isinstance(v, str) else v for name, v in protocol.items()}
+    memorisation, findings = report.get("memorisation"), report.get("findings")
+    return {"rows": rows, "protocol": protocol, "memorisation": memorisation or {}, "findings": findings or []}
+
+
+def _lines(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _local_data(settings: dict, facts: dict) -> list[str]:
+    """Names of data sets that are no Hub ids, as far as the settings tell."""
+    sources = settings.get("datasets") or [settings.get("dataset")]
+    names = [source.get("dataset") if isinstance(source, dict) else source for source in sources]
+    hub = _lines(facts.get("Hub data sets"))
+    return [name for name in names if isinstance(name, str) and name not in hub]

@@ -1,0 +1,236 @@
+"""Which files of a run, or of an exported pipeline, a repository is given, and what they say of the model.
+
+Names are allowed, not forbidden: optimizer state, checkpoints, caches, tokens and whatever else lies in the folder stay
+where they are.
+"""
+
+import fnmatch
+import json
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ddpm_hf.checkpoints import newest_whole
+from ddpm_hf.errors import UserError
+
+OF_PIPELINE = (
+    "model_index.json",
+    "*.py",
+    *(f"{part}/{name}" for part in ("unet", "scheduler") for name in ("*.json", "*.safetensors", "*.py")),
+)
+OF_RUN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "loss.png",
+    "timesteps.png",
+    "evaluation*.json",
+    "evaluation*.png",
+    "noise.png",
+)
+OWN = ("README.md", "LICENSE*")
+TEXTS = ("config.yaml", "evaluation*.json")  # may name folders of this machine
+MOST_GRIDS = 10
+# What a push replaces: component files and weights of an older version.
+STALE = (
+    "*ddpm_hf_*_*.py",
+    *(
+        f"unet/diffusion_pytorch_model{end}"
+        for end in (".safetensors", ".safetensors.index.json", "-*-of-*.safetensors")
+    ),
+    "samples/step-*.png",
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Files to publish, path in the repository -> file here, and what they say.
+
+    index, unet, scheduler: the pipeline's settings. settings, metrics, facts, evaluation: of the run; {} where absent.
+    parameters: of the network. left_out: files of the pipeline's folder that are not published.
+    """
+
+    files: dict[str, Path]
+    index: dict
+    unet: dict
+    scheduler: dict
+    parameters: int
+    settings: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)
+    evaluation: dict = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def grids(self) -> list[str]:
+        """The run's sample grids, in the order of their steps."""
+        return sorted(name for name in self.files if name.startswith("samples/"))
+
+
+def contents_of(folder: Path) -> Contents:
+    """What to publish of ``folder``: the output_dir of a run, or an exported pipeline.
+
+    Of a run that goes on, the pipeline is that of its newest whole checkpoint.
+
+    Raises:
+        UserError: if there is no such folder, or no whole pipeline in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the output_dir of a run, or an exported pipeline.")
+    pipeline = pipeline_in(folder)
+    index = read_object(pipeline / "model_index.json", folder)
+    unet = read_object(pipeline / "unet" / "config.json", folder)
+    scheduler = read_object(pipeline / "scheduler" / "scheduler_config.json", folder)
+    files, left_out = _files(pipeline)
+    if pipeline != folder:
+        files |= _matching(folder, OF_RUN + OWN)
+        files |= _grids(folder)
+    return Contents(
+        files,
+        index,
+        unet,
+        scheduler,
+        _parameters(pipeline, folder),
+        settings=_settings(folder / "config.yaml"),
+        metrics=_last_values(folder / "metrics.jsonl"),
+        facts=_object_or_nothing(folder / "facts.json"),
+        evaluation=_object_or_nothing(folder / "evaluation.json"),
+        left_out=left_out,
+    )
+
+
+def pipeline_in(folder: Path) -> Path:
+    """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
+    if (folder / "model_index.json").exists():
+        return folder
+    if (folder / "pipeline").is_dir():
+        return folder / "pipeline"
+    checkpoint, _ = newest_whole(folder)
+    return checkpoint / "pipeline" if checkpoint else folder
+
+
+def is_from_us(index: dict, files: dict[str, Path]) -> bool:
+    """Whether the components that model_index.json names are diffusers', or among ``files`` as we write them."""
+    entries = {"": index.get("_class_name"), "unet/": index.get("unet"), "scheduler/": index.get("scheduler")}
+    for folder, entry in entries.items():
+        if isinstance(entry, str) and not entry.startswith("My"):
+            continue  # a pipeline of diffusers
+        if not (isinstance(entry, list) and len(entry) == 2):
+            return False
+        own = f"{folder}{entry[0]}.py" in files and str(entry[0]).startswith("ddpm_hf_")
+        if entry[0] != "diffusers" and not own:
+            return False
+    return True
+
+
+def read_object(path: Path, model) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError:
+        raise UserError(f"model {model} has no {path.name}: it is not an exported pipeline.") from None
+    except ValueError as error:
+        raise UserError(f"model {model}: {path.name} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"model {model}: {path.name} must hold an object, not a {type(values).__name__}.")
+    return values
+
+
+def without_paths(text: str) -> str:
+    """``text`` with folders of this machine cut off absolute paths: they are nobody's business."""
+    return re.sub(r"(?<![\w:/.])(?:/|[A-Za-z]:\\)(?:[^\s\"'/\\:,]+[/\\])*([^\s\"'/\\:,]+)", r"\1", text)
+
+
+# ---- files
+
+
+def _files(pipeline: Path) -> tuple[dict[str, Path], list[str]]:
+    chosen = _matching(pipeline, (*OF_PIPELINE, *OF_RUN, *OWN, "samples/*.png"))
+    everything = [path for path in sorted(pipeline.rglob("*")) if path.is_file()]
+    names = [path.relative_to(pipeline).as_posix() for path in everything]
+    return chosen, [name for name in names if name not in chosen]
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob("*")) if path.is_file()}
+    for part in ("unet", "scheduler", "samples"):
+        found |= {f"{part}/{path.name}": path for path in sorted((folder / part).glob("*")) if path.is_file()}
+    return {
+        name: path
+        for name, path in found.items()
+        if any(fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    }
+
+
+def _grids(run: Path) -> dict[str, Path]:
+    """The last of a run's sample grids, and others spread evenly over it."""
+    paths = sorted((run / "samples").glob("step-*.png"))
+    if len(paths) > MOST_GRIDS:
+        every = (len(paths) - 1) / (MOST_GRIDS - 1)
+        paths = [paths[round(i * every)] for i in range(MOST_GRIDS)]
+    return {f"samples/{path.name}": path for path in paths}
+
+
+# ---- what they say
+
+
+def _parameters(pipeline: Path, folder: Path) -> int:
+    """Weights of the network, counted in the headers of its files: 8 bytes of length, then JSON."""
+    files = sorted((pipeline / "unet").glob("*.safetensors"))
+    if not files:
+        raise UserError(f"model {folder} has no safetensors weights.")
+    count = 0
+    for path in files:
+        if len(files) > 1 and ".fp16." in path.name:
+            continue  # the same weights again
+        try:
+            with open(path, "rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, 100_000_000)))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    size = 1
+                    for side in tensor["shape"]:
+                        size *= side
+                    count += size
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"model {folder}: {path.name} is not a safetensors file.") from None
+    return count
+
+
+def _settings(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _object_or_nothing(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _last_values(path: Path) -> dict:
+    """The newest of every number in metrics.jsonl."""
+    values = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # what a kill left of the last one
+        if isinstance(record, dict):
+            values |= {name: value for name, value in record.items() if value is not None}
+    return values

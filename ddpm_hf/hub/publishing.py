@@ -1,0 +1,152 @@
+"""Push: a run, or an exported pipeline, as a model repository that explains itself."""
+
+import contextlib
+import fnmatch
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.card import TEMPLATE, card_values
+from ddpm_hf.hub.contents import STALE, TEXTS, Contents, contents_of, is_from_us, pipeline_in, without_paths
+from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.upload import Upload, send
+
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
+LARGEST_TEXT = 16 * 2**20  # bytes of a file that is searched for tokens
+IMMUTABLE = ("*.safetensors", "*.png")  # files of a run that are written once
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    tag: str | None = None,
+    license: str | None = None,
+    limits: Limits = Limits(),
+    quiet: bool = False,
+) -> str:
+    """Upload a run, or an exported pipeline, in one commit, creating the repository if need be.
+
+    What is there already is not sent again, and a push that changes nothing makes no commit. A folder without README.md
+    of its own is given one there: the model card, filled in from the run.
+
+    Args:
+        folder: output_dir of a run, also of one that goes on, or an exported pipeline.
+        repo_id: name/model, or a model of the token's owner.
+        private: True makes a new repository private, and refuses one that exists and is public.
+        token: None is the one that is logged in with.
+        tag: for the commit.
+        license: of the weights, for the card.
+        limits: how long to try.
+        quiet: no progress bars.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        UserError: if the folder is no pipeline, holds a token, or the Hub refuses or cannot be reached. The repository
+            is then as it was before.
+    """
+    with prepared(Path(folder), repo_id, private=private, tag=tag, license=license, limits=limits) as upload:
+        return send(upload, token, quiet=quiet)["url"]
+
+
+@contextlib.contextmanager
+def prepared(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    tag: str | None = None,
+    license: str | None = None,
+    limits: Limits = Limits(),
+) -> Iterator[Upload]:
+    """The upload of ``folder``; what it needs besides the files there exists as long as the context lasts."""
+    contents = contents_of(folder)
+    with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
+        scratch = Path(temporary)
+        if not is_from_us(contents.index, contents.files):
+            contents = _exported_again(contents, folder, scratch / "pipeline")
+        yield upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
+
+
+def upload_of(
+    contents: Contents,
+    repo_id: str,
+    scratch: Path,
+    *,
+    private: bool | None,
+    tag: str | None,
+    license: str | None,
+    limits: Limits = Limits(),
+) -> Upload:
+    """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
+
+    Raises:
+        UserError: if a file holds a token.
+    """
+    files = {name: str(path) for name, path in contents.files.items()}
+    for name, path in contents.files.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in TEXTS):
+            files[name] = str(_rewritten(path, scratch / name.replace("/", "-")))
+        _refuse_tokens(path)
+    card = None
+    if "README.md" not in files and TEMPLATE.exists():
+        card = card_values(contents, license)
+    step = contents.metrics.get("step")
+    message = "Upload model" if step is None else f"Upload model of step {step:,}"
+    return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
+
+
+def frozen(upload: Upload, folder: Path) -> Upload:
+    """The same upload from files in ``folder`` that stay as they are while the run goes on.
+
+    What is written once is linked where the file system can, and outlives the checkpoint it belongs to.
+    """
+    files = {}
+    for name, source in upload.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        linked = any(fnmatch.fnmatchcase(name, pattern) for pattern in IMMUTABLE)
+        try:
+            if not linked:
+                raise OSError
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+        files[name] = str(target)
+    return replace(upload, files=files)
+
+
+def _rewritten(path: Path, target: Path) -> Path:
+    text = path.read_text(errors="replace")
+    cleaned = without_paths(text)
+    if cleaned == text:
+        return path
+    target.write_text(cleaned)
+    return target
+
+
+def _refuse_tokens(path: Path):
+    if path.suffix in (".safetensors", ".png") or path.stat().st_size > LARGEST_TEXT:
+        return
+    if TOKEN.search(path.read_bytes()):
+        raise UserError(f"{path.name} holds what looks like a token of the Hub; take it out, then push again.")
+
+
+def _exported_again(contents: Contents, folder: Path, target: Path) -> Contents:
+    """``contents`` with the pipeline written anew: what diffusers' save_pretrained wrote does not load."""
+    from ddpm_hf.hub.export import as_stock, export_pipeline
+    from ddpm_hf.hub.loading import load_pipeline
+
+    export_pipeline(target, as_stock(load_pipeline(pipeline_in(folder))))
+    again = contents_of(target)
+    kept = {name: path for name, path in contents.files.items() if not re.match(r"(unet|scheduler)/|\w+\.py$", name)}
+    return replace(contents, files={**kept, **again.files}, index=again.index, unet=again.unet)

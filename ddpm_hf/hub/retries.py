@@ -1,0 +1,138 @@
+"""Calls to the Hub, made again where that can help, and told in one line where it cannot.
+
+The client retries single requests of uploads itself, but not those that create a repository, ask for information,
+commit, or fetch a plain file. Everything here is called again as a whole, so it must find out by itself what has
+arrived already.
+"""
+
+import email.utils
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity.wait import wait_random_exponential
+
+from ddpm_hf.errors import UserError, one_line
+
+T = TypeVar("T")
+BUSY = {408, 425, 429, 500, 502, 503, 504}
+MOVED_ON = {409, 412}  # somebody committed in between: what to commit must be found out anew
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to try. Times are in seconds.
+
+    Args:
+        silence: time-out of connecting, and of waiting for the next bytes of an answer.
+        attempts: most calls, the first included.
+        patience: no call is begun that would have to wait longer than this after the first one began.
+        first_wait: largest pause after the first failure; it doubles with every further one.
+    """
+
+    silence: float = 60.0
+    attempts: int = 6
+    patience: float = 240.0
+    first_wait: float = 1.0
+
+
+def again(call: Callable[[], T], limits: Limits = Limits(), also: set[int] = frozenset()) -> T:
+    """Call until it returns, fails for good, or ``limits`` are reached; raises what the last call raised.
+
+    Between the calls is a random pause that grows, or the one that the server asks for (Retry-After, RFC 9110).
+
+    Args:
+        also: statuses worth another call besides those of a busy server.
+    """
+    jitter = wait_random_exponential(multiplier=limits.first_wait, max=30)
+
+    def wait(state: RetryCallState) -> float:
+        asked = asked_to_wait(state.outcome.exception())
+        return jitter(state) if asked is None else max(asked, 0.0)
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: is_passing(error, also)),
+        wait=wait,
+        stop=stop_after_attempt(limits.attempts) | stop_before_delay(limits.patience),
+        reraise=True,
+    )(call)
+
+
+def is_passing(error: BaseException, also: set[int] = frozenset()) -> bool:
+    """Whether the same call may succeed later: the server was busy, or the connection broke."""
+    status = status_of(error)
+    return is_cut(error) if status is None else status in BUSY | also
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether a connection could not be made, broke, or stayed silent."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # the client's HTTP library has changed its name once; its errors are found through the class built on them
+    library = sys.modules[HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
+    return isinstance(error, library.TransportError)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an answer that was an error."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def asked_to_wait(error: BaseException | None) -> float | None:
+    """Seconds that the server asks to wait, from Retry-After as a number or a date."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError):
+        return None
+
+
+def explained(error: Exception, repo_id: str, limits: Limits = Limits()) -> UserError:
+    """One line of what went wrong with ``repo_id``, and what would be right."""
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, HFValidationError):
+        return UserError(f"{repo_id!r} is not a Hub id such as name/model.")
+    if isinstance(error, LocalTokenNotFoundError):
+        return UserError(f"{repo_id}: there is no token for the Hub; {LOG_IN}.")
+    if isinstance(error, OfflineModeIsEnabled):
+        return UserError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to reach the Hub.")
+    status = status_of(error)
+    if status is not None:
+        return UserError(f"{repo_id}: {_of_status(error, status, limits)}")
+    if is_cut(error):
+        return UserError(
+            f"{repo_id}: the Hub cannot be reached or does not answer ({one_line(error).rstrip('.')}); "
+            f"the same command goes on, and sends nothing twice."
+        )
+    return UserError(f"{repo_id}: {one_line(error)}")
+
+
+def _of_status(error: Exception, status: int, limits: Limits) -> str:
+    said = " ".join((getattr(error, "server_message", None) or "").split()).rstrip(".")
+    said = f": {said}" if said else ""
+    if status == 401:
+        return f"the Hub does not accept the token (401{said}); {LOG_IN} that is valid."
+    if status == 403:
+        return f"the Hub refuses this (403{said}); it takes a token with the role write, for an account with room."
+    if status == 404:
+        return f"there is no such repository, or the token may not see it (404{said})."
+    asked = asked_to_wait(error)
+    if asked is not None and asked > limits.patience:
+        return f"the Hub is busy ({status}) and asks to wait {asked:,.0f} s; the same command goes on then."
+    if status in BUSY:
+        return f"the Hub is busy ({status}{said}) and was so for {limits.attempts} tries; the same command goes on."
+    if status in MOVED_ON:
+        return f"others keep changing the repository ({status}{said}); the same command tries again."
+    return f"the Hub refuses this ({status}{said})."
