@@ -6,7 +6,7 @@
 #     "diffusers>=0.35",
 #     "accelerate>=1.10",
 #     "datasets>=4.0",
-#     "huggingface_hub>=0.34",
+#     "huggingface_hub>=1.0",
 #     "safetensors>=0.5",
 #     "pydantic>=2.10",
 #     "numpy>=1.26",
@@ -16,6 +16,7 @@
 #     "matplotlib>=3.8",
 #     "jinja2>=3.1",
 #     "torch-fidelity>=0.4",
+#     "tenacity>=9.0",
 # ]
 # ///
 """Train a DDPM on your images: ``accelerate launch train.py --config configs/fashion_mnist.yaml [--setting value]``.

@@ -42,6 +42,7 @@ def hub(request, monkeypatch):
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1" if request.param == "lfs" else "0")  # for processes
     HUB.faults.clear()
     HUB.log.clear()
     HUB.repos.clear()

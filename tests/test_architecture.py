@@ -20,7 +20,7 @@ ALLOWED = {
     "figures": {"errors"},
     "samplers": {"errors", "scheduler"},
     "checkpoints": {"files"},
-    "hub": {"checkpoints", "errors", *UPLOADED},
+    "hub": {"checkpoints", "errors", "hub", *UPLOADED},
     "sampling": {"errors", "figures", "pipeline", "samplers"},
     "classifier": {"data", "devices"},
     "features": {"classifier", "errors"},

@@ -35,7 +35,7 @@ TEXTS = ("config.yaml", "evaluation*.json")  # may name folders of this machine
 MOST_GRIDS = 10
 # What a push replaces: component files and weights of an older version.
 STALE = (
-    "*ddpm_hf_*_*.py",
+    f"*ddpm_hf_*_{'[0-9a-f]' * 12}.py",
     *(
         f"unet/diffusion_pytorch_model{end}"
         for end in (".safetensors", ".safetensors.index.json", "-*-of-*.safetensors")

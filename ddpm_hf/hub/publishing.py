@@ -54,8 +54,20 @@ def push(
         UserError: if the folder is no pipeline, holds a token, or the Hub refuses or cannot be reached. The repository
             is then as it was before.
     """
+    refuse_bad_id(repo_id)
     with prepared(Path(folder), repo_id, private=private, tag=tag, license=license, limits=limits) as upload:
         return send(upload, token, quiet=quiet)["url"]
+
+
+def refuse_bad_id(repo_id: str):
+    """Raise UserError unless ``repo_id`` can be the name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
 
 
 @contextlib.contextmanager

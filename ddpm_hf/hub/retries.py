@@ -6,6 +6,7 @@ arrived already.
 """
 
 import email.utils
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -32,27 +33,30 @@ class Limits:
         attempts: most calls, the first included.
         patience: no call is begun that would have to wait longer than this after the first one began.
         first_wait: largest pause after the first failure; it doubles with every further one.
+        longest_wait: largest pause that we choose ourselves.
     """
 
     silence: float = 60.0
     attempts: int = 6
     patience: float = 240.0
     first_wait: float = 1.0
+    longest_wait: float = 30.0
 
 
 def again(call: Callable[[], T], limits: Limits = Limits(), also: set[int] = frozenset()) -> T:
     """Call until it returns, fails for good, or ``limits`` are reached; raises what the last call raised.
 
-    Between the calls is a random pause that grows, or the one that the server asks for (Retry-After, RFC 9110).
+    Between the calls is a random pause that grows, or the one that the server asks for, plus a random part of the
+    first: those that were sent away together do not come back together.
 
     Args:
         also: statuses worth another call besides those of a busy server.
     """
-    jitter = wait_random_exponential(multiplier=limits.first_wait, max=30)
+    jitter = wait_random_exponential(multiplier=limits.first_wait, max=limits.longest_wait)
 
     def wait(state: RetryCallState) -> float:
         asked = asked_to_wait(state.outcome.exception())
-        return jitter(state) if asked is None else max(asked, 0.0)
+        return jitter(state) if asked is None else asked + random.uniform(0, limits.first_wait)
 
     return Retrying(
         retry=retry_if_exception(lambda error: is_passing(error, also)),
@@ -83,40 +87,40 @@ def status_of(error: BaseException) -> int | None:
 
 
 def asked_to_wait(error: BaseException | None) -> float | None:
-    """Seconds that the server asks to wait, from Retry-After as a number or a date."""
+    """Seconds >= 0 that the server asks to wait: Retry-After (RFC 9110), or the window of a rate limit."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
     headers = getattr(getattr(error, "response", None), "headers", {})
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    if value.strip().isdecimal():
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
         return float(value)
-    try:
-        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError):
-        return None
+    if value:
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except (TypeError, ValueError):
+            return None
+    limit = parse_ratelimit_headers(headers) if status_of(error) == 429 else None
+    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
-def explained(error: Exception, repo_id: str, limits: Limits = Limits()) -> UserError:
-    """One line of what went wrong with ``repo_id``, and what would be right."""
+def explained(error: Exception, limits: Limits = Limits()) -> str:
+    """One line of why a call to the Hub failed, and what would be right."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, HFValidationError):
-        return UserError(f"{repo_id!r} is not a Hub id such as name/model.")
     if isinstance(error, LocalTokenNotFoundError):
-        return UserError(f"{repo_id}: there is no token for the Hub; {LOG_IN}.")
+        return f"there is no token for the Hub; {LOG_IN} with the role write."
     if isinstance(error, OfflineModeIsEnabled):
-        return UserError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to reach the Hub.")
-    status = status_of(error)
-    if status is not None:
-        return UserError(f"{repo_id}: {_of_status(error, status, limits)}")
+        return "HF_HUB_OFFLINE is set; unset it to reach the Hub."
+    if (status := status_of(error)) is not None:
+        return _of_status(error, status, limits)
     if is_cut(error):
-        return UserError(
-            f"{repo_id}: the Hub cannot be reached or does not answer ({one_line(error).rstrip('.')}); "
+        return (
+            f"the Hub cannot be reached or does not answer ({one_line(error).rstrip('.')}); "
             f"the same command goes on, and sends nothing twice."
         )
-    return UserError(f"{repo_id}: {one_line(error)}")
+    if isinstance(error, (UserError, HFValidationError)):
+        return one_line(error)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _of_status(error: Exception, status: int, limits: Limits) -> str:

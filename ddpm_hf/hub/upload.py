@@ -1,9 +1,10 @@
-"""One commit to a repository of the Hub, in a process of its own: ``python -m ddpm_hf.hub.upload < request.json``.
+"""One commit to a repository of the Hub, in a process of its own: ``python -m ddpm_hf.hub.upload``.
 
 A process of its own, because the client freezes its retry settings at import and sets no time limits on most requests;
 because training must not wait; and because one that hangs can be ended. Neither torch nor diffusers is needed here.
-The request is an ``Upload`` as JSON; the token comes from the environment. The answer is one JSON object on standard
-output: ``{"url", "commit", "changed"}`` or ``{"error"}``.
+The request is a line of standard input, an ``Upload`` as JSON; the token comes from the environment. The answer is a
+line of standard output, ``{"url", "commit", "changed"}`` or ``{"error"}``. When standard input closes, whoever asked is
+gone, and the upload ends.
 """
 
 import contextlib
@@ -14,14 +15,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.errors import UserError
 from ddpm_hf.hub.retries import MOVED_ON, Limits, again, explained
 
 # What the Xet client makes of its own retries; without, it takes five minutes to give up.
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "4", "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s"}
+LONGEST_ERROR = 2000  # characters: a line, and it fits into a pipe
+IN_BACKGROUND = "--in-background"
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,13 @@ class Upload:
 
     Args:
         repo_id: name/model; a name alone is one of the token's owner.
-        files: path in the repository -> file here.
+        files: path in the repository -> file here. Without any, the repository is only created.
         message: of the commit.
         stale: patterns of files that go unless they are among ``files``.
         repo_type: model or space.
         private: of a new repository; True refuses one that is public. None is the account's default.
         tag: for the commit.
+        keep_tag: what becomes of a tag that another commit has: it is kept there, or (False) nothing is uploaded.
         card: what README.md is filled with, if it is to be a model card.
         space_sdk, variables, secrets, hardware: of a Space.
         limits: how long to try.
@@ -48,10 +53,11 @@ class Upload:
     repo_type: str = "model"
     private: bool | None = None
     tag: str | None = None
+    keep_tag: bool = False
     card: dict | None = None
     space_sdk: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
-    secrets: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     hardware: str | None = None
     limits: Limits = Limits()
 
@@ -60,59 +66,72 @@ class Upload:
 
 
 class Sending:
-    """An upload that has begun, in another process."""
+    """An upload that has begun, in another process.
 
-    def __init__(self, upload: Upload, token: str | None = None, *, quiet: bool = False):
-        environment = {**XET, **os.environ, "PYTHONPATH": _with_us(os.environ.get("PYTHONPATH"))}
+    Args:
+        upload: its files must stay as they are until it is done.
+        token: None is the one that is logged in with.
+        quiet: no progress bars.
+        in_background: at the lowest priority, and quiet.
+    """
+
+    def __init__(self, upload: Upload, token: str | None = None, *, quiet: bool = False, in_background: bool = False):
+        environment = {**XET, **os.environ, "PYTHONPATH": _with_us(os.environ.get("PYTHONPATH")), "PYTHONSAFEPATH": "1"}
         if token is not None:
             environment["HF_TOKEN"] = token
         self.upload = upload
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ddpm_hf.hub.upload"],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-m", "ddpm_hf.hub.upload", *[IN_BACKGROUND] * in_background],
+            stdin=subprocess.PIPE,  # stays open as long as somebody waits for the answer
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet else None,
+            stderr=subprocess.DEVNULL if quiet or in_background else None,
             env=environment,
             text=True,
-            start_new_session=True,  # Ctrl-C and the launcher's signals are for the trainer, which decides
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C and the launcher's signals are for those who wait, and decide
         )
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(upload)))
-            self._process.stdin.close()
-        self._process.stdin = None  # for communicate()
+            self._process.stdin.write(json.dumps(asdict(upload)) + "\n")
+            self._process.stdin.flush()
 
     def is_done(self) -> bool:
         return self._process.poll() is not None
 
     def result(self, timeout: float | None = None) -> dict:
-        """The answer, waited for.
+        """The answer, waited for: ``{"url", "commit", "changed"}``.
 
         Raises:
             UserError: if the upload failed, or was not done in ``timeout`` seconds, after which it is ended.
         """
+        failed = f"pushing to {self.upload.repo_id} failed"
         try:
-            answer, _ = self._process.communicate(timeout=timeout)
-        except BaseException as error:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
             self.end()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise UserError(
-                f"{self.upload.repo_id}: the upload was not done in {timeout:.0f} s and was ended."
-            ) from None
+            raise UserError(f"{failed}: it was not done in {timeout:.0f} s and was ended.") from None
+        except BaseException:
+            self.end()
+            raise
         try:
-            result = json.loads(answer.splitlines()[-1])
+            result = json.loads(self._process.stdout.read().splitlines()[-1])
         except (IndexError, ValueError):
-            raise UserError(
-                f"{self.upload.repo_id}: the upload ended with status {self._process.returncode} and said nothing."
-            ) from None
+            raise UserError(f"{failed}: its process ended with status {self._process.returncode}.") from None
+        finally:
+            self._close()
         if "error" in result:
-            raise UserError(result["error"])
+            raise UserError(f"{failed}: {result['error']}")
         return result
 
     def end(self):
         """End the upload now; what has not been committed is not seen by anybody."""
         self._process.kill()
         self._process.wait()
+        self._close()
+
+    def _close(self):
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def send(upload: Upload, token: str | None = None, *, quiet: bool = False) -> dict:
@@ -136,31 +155,70 @@ def carry_out(upload: Upload) -> dict:
     """Create the repository if need be, make the commit unless it is there, look whether all of it arrived, tag it."""
     from huggingface_hub import HfApi
 
-    api, where, limits = HfApi(), {"repo_type": upload.repo_type}, upload.limits
-    options = {"private": upload.private, "space_sdk": upload.space_sdk, "space_hardware": upload.hardware}
-    url = again(lambda: api.create_repo(upload.repo_id, exist_ok=True, **where, **options), limits)
-    repo_id = url.repo_id
-    info = again(lambda: api.repo_info(repo_id, timeout=limits.silence, **where), limits)
-    if upload.private and not info.private:
+    api, limits = HfApi(), upload.limits
+    upload = replace(upload, repo_id=_full_name(api, upload))
+    repo_id, where = upload.repo_id, {"repo_type": upload.repo_type}
+    before = _repository(api, upload)
+    if upload.private and not before.private:
         raise UserError(
-            f"{repo_id} exists and is public: nothing was uploaded. Make it private on its settings page, choose another "
-            f"name, or push without asking for a private one."
+            "it exists and is public, nothing was uploaded; make it private on its settings page, choose another name, "
+            "or push without asking for a private one."
         )
+    tagged = _tagged(api, upload) if upload.tag else None
     for key, value in upload.variables.items():
         again(lambda key=key, value=value: api.add_space_variable(repo_id, key, value), limits)
     for key, value in upload.secrets.items():
         again(lambda key=key, value=value: api.add_space_secret(repo_id, key, value), limits)
     with tempfile.TemporaryDirectory() as scratch:
         if upload.card is not None:
-            upload = _with_card(api, repo_id, upload, Path(scratch))
-        commit = again(lambda: _commit(api, repo_id, upload), limits, also=MOVED_ON)
-        again(lambda: _check(api, repo_id, commit, upload), limits)
-    if upload.tag:
+            upload = _with_card(api, upload, Path(scratch))
+        commit = again(lambda: _commit(api, upload, tagged), limits, also=MOVED_ON)
+        again(lambda: _check(api, upload, commit), limits)
+    if upload.tag and tagged is None:
         again(lambda: api.create_tag(repo_id, tag=upload.tag, revision=commit, exist_ok=True, **where), limits)
-    return {"url": str(url), "commit": commit, "changed": commit != info.sha}
+    folder = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
+    return {"url": f"{api.endpoint}/{folder}{repo_id}", "commit": commit, "changed": commit != before.sha}
 
 
-def _with_card(api, repo_id: str, upload: Upload, scratch: Path) -> Upload:
+def _full_name(api, upload: Upload) -> str:
+    if "/" in upload.repo_id:
+        return upload.repo_id
+    return f"{again(api.whoami, upload.limits)['name']}/{upload.repo_id}"
+
+
+def _repository(api, upload: Upload):
+    """What the Hub knows of the repository, which is created if it is not there."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    where, limits = {"repo_type": upload.repo_type}, upload.limits
+
+    def look():
+        return api.repo_info(upload.repo_id, timeout=limits.silence, **where)
+
+    def create():
+        api.create_repo(
+            upload.repo_id,
+            private=upload.private,
+            exist_ok=True,  # also where an answer was lost
+            space_sdk=upload.space_sdk,
+            space_hardware=upload.hardware,
+            **where,
+        )
+
+    try:
+        return again(look, limits)
+    except RepositoryNotFoundError:
+        again(create, limits, also=MOVED_ON)
+        return again(look, limits)
+
+
+def _tagged(api, upload: Upload) -> str | None:
+    """The commit that has the upload's tag already."""
+    refs = again(lambda: api.list_repo_refs(upload.repo_id, repo_type=upload.repo_type), upload.limits)
+    return next((ref.target_commit for ref in refs.tags if ref.name == upload.tag), None)
+
+
+def _with_card(api, upload: Upload, scratch: Path) -> Upload:
     """The upload with its model card, in which the data sets have the licences that the Hub knows of."""
     from ddpm_hf.hub.card import render_card
 
@@ -175,11 +233,11 @@ def _with_card(api, repo_id: str, upload: Upload, scratch: Path) -> Upload:
         licence = ", ".join(licence) if isinstance(licence, list) else licence
         data.append({**entry, "license": licence} if isinstance(licence, str) else entry)
     path = scratch / "README.md"
-    path.write_text(render_card({**upload.card, "data": data}, repo_id))
+    path.write_text(render_card({**upload.card, "data": data}, upload.repo_id), encoding="utf-8")
     return replace(upload, files={**upload.files, "README.md": str(path)})
 
 
-def _commit(api, repo_id: str, upload: Upload) -> str:
+def _commit(api, upload: Upload, tagged: str | None) -> str:
     """The commit that holds the files, made if the newest one does not; its hash.
 
     What to change is found out from the newest commit, and committed only on top of that one. So an attempt after one
@@ -187,15 +245,19 @@ def _commit(api, repo_id: str, upload: Upload) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    head = api.repo_info(repo_id, repo_type=upload.repo_type, timeout=upload.limits.silence)
-    present = _tree(api, repo_id, head.sha, upload)
+    head = api.repo_info(upload.repo_id, repo_type=upload.repo_type, timeout=upload.limits.silence)
+    present = _tree(api, upload, head.sha)
     new = {name: path for name, path in upload.files.items() if not _is_same(present.get(name), Path(path))}
     old = [name for name in present if name not in upload.files and _matches(name, upload.stale)]
     if not new and not old:
         return head.sha
+    if tagged is not None and not upload.keep_tag:
+        raise UserError(
+            f"the tag {upload.tag} is there already, on commit {tagged[:8]}, nothing was uploaded; choose another."
+        )
     added = [CommitOperationAdd(name, path) for name, path in sorted(new.items())]
     commit = api.create_commit(
-        repo_id,
+        upload.repo_id,
         added + [CommitOperationDelete(name) for name in old],
         commit_message=upload.message,
         repo_type=upload.repo_type,
@@ -204,18 +266,20 @@ def _commit(api, repo_id: str, upload: Upload) -> str:
     return commit.oid
 
 
-def _check(api, repo_id: str, commit: str, upload: Upload):
-    present = _tree(api, repo_id, commit, upload)
+def _check(api, upload: Upload, commit: str):
+    present = _tree(api, upload, commit)
     for name, path in upload.files.items():
-        if not _is_same(present.get(name), Path(path)):
-            raise UserError(f"{repo_id}: {name} of commit {commit[:8]} is not what was sent; push again.")
+        if name not in present:
+            raise UserError(f"{name} is not in commit {commit[:8]}; does a .gitignore there exclude it?")
+        if not _is_same(present[name], Path(path)):
+            raise UserError(f"{name} of commit {commit[:8]} is not what was sent; push again.")
 
 
-def _tree(api, repo_id: str, commit: str, upload: Upload) -> dict:
+def _tree(api, upload: Upload, commit: str) -> dict:
     """Path -> file of a commit."""
     from huggingface_hub.hf_api import RepoFile
 
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=upload.repo_type)
+    entries = api.list_repo_tree(upload.repo_id, recursive=True, revision=commit, repo_type=upload.repo_type)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
@@ -237,10 +301,10 @@ def _digest(path: Path, digest) -> str:
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _limit_silence(seconds: float):
+def _limit_client(seconds: float):
     """Give the client's requests a time-out where they have none."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -259,27 +323,37 @@ def _limit_silence(seconds: float):
     set_client_factory(factory)
 
 
-def main() -> int:
-    request = json.loads(sys.stdin.read())
+def main(arguments: list[str]) -> int:
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_asker, daemon=True).start()
     upload = Upload(**{**request, "limits": Limits(**request["limits"])})
+    if IN_BACKGROUND in arguments and hasattr(os, "nice"):
+        os.nice(19)
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{upload.limits.silence:.0f}s")
     os.environ.setdefault("HF_XET_CLIENT_CONNECT_TIMEOUT", f"{upload.limits.silence:.0f}s")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for the answer
         try:
-            _limit_silence(upload.limits.silence)
+            _limit_client(upload.limits.silence)
             answer = carry_out(upload)
         except Exception as error:  # the client raises its own, the HTTP library's, Xet's and the system's
-            answer = {"error": _without_tokens(str(explained(error, upload.repo_id, upload.limits)))}
+            answer = {"error": _without_secrets(explained(error, upload.limits), upload)[:LONGEST_ERROR]}
     print(json.dumps(answer))
     return 0
 
 
-def _without_tokens(text: str) -> str:
+def _end_with_the_asker():
+    while os.read(0, 1):  # not sys.stdin, whose lock could not be had at exit
+        pass
+    os._exit(1)
+
+
+def _without_secrets(text: str, upload: Upload) -> str:
     from huggingface_hub import get_token
 
-    token = get_token()
-    return one_line(ValueError(text.replace(token, "<token>") if token else text))
+    for secret in (get_token(), *upload.secrets.values()):
+        text = text.replace(secret, "<secret>") if secret else text
+    return text
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
