@@ -13,7 +13,7 @@ from pathlib import Path
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.card import TEMPLATE, card_values
 from ddpm_hf.hub.contents import STALE, TEXTS, Contents, contents_of, is_from_us, pipeline_in, without_paths
-from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.retries import USUAL, Limits
 from ddpm_hf.hub.upload import Upload, send
 
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
@@ -29,7 +29,7 @@ def push(
     token: str | None = None,
     tag: str | None = None,
     license: str | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
     quiet: bool = False,
 ) -> str:
     """Upload a run, or an exported pipeline, in one commit, creating the repository if need be.
@@ -78,7 +78,7 @@ def prepared(
     private: bool | None,
     tag: str | None = None,
     license: str | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
 ) -> Iterator[Upload]:
     """The upload of ``folder``; what it needs besides the files there exists as long as the context lasts."""
     contents = contents_of(folder)
@@ -97,7 +97,7 @@ def upload_of(
     private: bool | None,
     tag: str | None,
     license: str | None,
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
 ) -> Upload:
     """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
 

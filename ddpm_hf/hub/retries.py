@@ -43,7 +43,10 @@ class Limits:
     longest_wait: float = 30.0
 
 
-def again(call: Callable[[], T], limits: Limits = Limits(), also: set[int] = frozenset()) -> T:
+USUAL = Limits()
+
+
+def again(call: Callable[[], T], limits: Limits = USUAL, also: set[int] = frozenset()) -> T:
     """Call until it returns, fails for good, or ``limits`` are reached; raises what the last call raised.
 
     Between the calls is a random pause that grows, or the one that the server asks for, plus a random part of the
@@ -103,7 +106,7 @@ def asked_to_wait(error: BaseException | None) -> float | None:
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
-def explained(error: Exception, limits: Limits = Limits()) -> str:
+def explained(error: Exception, limits: Limits = USUAL) -> str:
     """One line of why a call to the Hub failed, and what would be right."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 

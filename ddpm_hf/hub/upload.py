@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import MOVED_ON, Limits, again, explained
+from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, explained
 
 # What the Xet client makes of its own retries; without, it takes five minutes to give up.
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "4", "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s"}
@@ -59,7 +59,7 @@ class Upload:
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     hardware: str | None = None
-    limits: Limits = Limits()
+    limits: Limits = USUAL
 
 
 # ---- in this process
