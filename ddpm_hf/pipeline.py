@@ -167,13 +167,18 @@ class MyDDPMPipeline(DiffusionPipeline):
         images = self.postprocess(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @property
+    def holds_sigma(self) -> bool:
+        """Whether the scheduler's samples are x_0 + sigma eps: its largest sigma then follows from its timesteps."""
+        return isinstance(getattr(type(self.scheduler), "init_noise_sigma", None), property)
+
     def unit_variance(self, sample: torch.Tensor) -> torch.Tensor:
         """``sample`` of the latest step, for looking at: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
 
         Schedulers such as Euler hold x_0 + sigma eps instead, whose noise is up to 80 times brighter than the image.
         """
         scheduler = self.scheduler
-        if float(scheduler.init_noise_sigma) <= 1 or getattr(scheduler, "step_index", None) is None:
+        if not self.holds_sigma or getattr(scheduler, "step_index", None) is None:
             return sample
         sigma = float(scheduler.sigmas[min(scheduler.step_index, len(scheduler.sigmas) - 1)])
         return sample / (1 + sigma**2) ** 0.5

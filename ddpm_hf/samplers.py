@@ -79,8 +79,12 @@ DEFAULT_SAMPLER = "dpm"
 DEFAULT_STEPS = 20
 
 
-def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None = None) -> SchedulerMixin:
     """The scheduler called ``name``, for the diffusion process of ``scheduler`` (any with diffusers' config keys).
+
+    Args:
+        timesteps: only the first so many of the process, for a start from an image that is noised no further: the
+            beta and alpha_bar of each stay what they are, and the first step is from the last of them.
 
     Raises:
         UserError: for a name that is not in ``SAMPLERS``.
@@ -88,4 +92,24 @@ def make_scheduler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     if name not in SAMPLERS:
         raise UserError(f"unknown scheduler {name!r}; {nearest(name, SAMPLERS)}")
     sampler = SAMPLERS[name]
-    return sampler.scheduler_class.from_config(scheduler.config, **sampler.settings)
+    scheduler_class, settings = sampler.scheduler_class, dict(sampler.settings)
+    if scheduler_class is MyDDPMScheduler and not (_is_linear(scheduler) and not (timesteps and scheduler.config.get("rescale_betas_zero_snr"))):
+        scheduler_class = diffusers.DDPMScheduler  # ours has the seed's schedule alone
+    if timesteps is not None:
+        settings |= _first(timesteps, scheduler, scheduler_class)
+    return scheduler_class.from_config(scheduler.config, **settings)
+
+
+def _is_linear(scheduler: SchedulerMixin) -> bool:
+    config = scheduler.config
+    given = config.get("trained_betas") is not None
+    return config.get("beta_schedule", "linear") == "linear" and not given
+
+
+def _first(timesteps: int, scheduler: SchedulerMixin, scheduler_class: type) -> dict[str, Any]:
+    """Settings for the first ``timesteps`` of the process of ``scheduler``."""
+    betas = scheduler.betas[:timesteps]
+    settings = {"num_train_timesteps": timesteps, "rescale_betas_zero_snr": False, "timestep_spacing": "trailing"}
+    if scheduler_class is MyDDPMScheduler:
+        return settings | {"beta_end": max(betas[-1].item(), scheduler.config.beta_start)}  # float32 may be below
+    return settings | {"trained_betas": betas.tolist()}

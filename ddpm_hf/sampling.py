@@ -35,11 +35,14 @@ class Generated:
         return arrays
 
 
-def with_sampler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
-    """A pipeline with the sampler called ``name``, sharing the network: schedulers have state, networks have not."""
+def with_sampler(pipeline: MyDDPMPipeline, name: str, timesteps: int | None = None) -> MyDDPMPipeline:
+    """A pipeline with the sampler called ``name``, sharing the network: schedulers have state, networks have not.
+
+    ``timesteps``: see ``make_scheduler``.
+    """
     names = ("id2label", "output_height", "output_width", "output_resize")
     settings = {key: pipeline.config.get(key) for key in names}
-    other = MyDDPMPipeline(pipeline.unet, make_scheduler(name, pipeline.scheduler), **settings)
+    other = MyDDPMPipeline(pipeline.unet, make_scheduler(name, pipeline.scheduler, timesteps), **settings)
     other.set_progress_bar_config(disable=True)
     return other
 

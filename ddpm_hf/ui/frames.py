@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,7 +16,7 @@ _LOSSY = {"format": "WEBP", "quality": 75, "method": 0}
 _EXACT = {"format": "PNG"}
 
 
-def starting_noise(pipeline: MyDDPMPipeline, seeds: range) -> torch.Tensor:
+def starting_noise(pipeline: MyDDPMPipeline, seeds: Sequence[int]) -> torch.Tensor:
     """x_T (B, C, S, S) as ``denoise(seed=...)`` draws it, with variance 1: what is on the stage before step one."""
     config = pipeline.unet.config
     size = config.sample_size
@@ -36,6 +37,11 @@ def encode_frame(pipeline: MyDDPMPipeline, x_t: torch.Tensor, x_0: torch.Tensor,
     sheet.paste(lower, (0, upper.height))
     kind = "png" if exact else "webp"
     return f"data:image/{kind};base64,{_base64(sheet, _EXACT if exact else _LOSSY)}"
+
+
+def data_url(image: Image.Image) -> str:
+    """A PNG file as a data URL."""
+    return f"data:image/png;base64,{png_base64(image)}"
 
 
 def png_base64(image: Image.Image) -> str:

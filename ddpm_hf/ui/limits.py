@@ -17,6 +17,10 @@ MAX_SECONDS = 300.0
 MAX_QUEUE = 20
 
 DEFAULT_IMAGES = 16
+# The lanes are measured against the result of all steps, which takes a CPU minutes for more.
+COMPARED_LANES = (2, 4)
+DEFAULT_COMPARED = 4
+MAX_COMPARED = 8
 ANY_CLASS = "any"
 
 
@@ -84,6 +88,52 @@ class Limits:
             raise UserError("this model has no classes to guide towards: leave the guidance scale at 1.")
         self._check_work(settings)
         return settings
+
+    def check_comparison(
+        self, lanes=(), num_images=DEFAULT_COMPARED, class_name=ANY_CLASS, guidance_scale=1.0, seed=0
+    ) -> tuple[Settings, ...]:
+        """Settings of each lane, which are {"sampler", "steps"}, from values of any type.
+
+        Raises:
+            UserError: naming the first value that is not allowed, and what is.
+        """
+        few, many = COMPARED_LANES
+        if not isinstance(lanes, list | tuple) or not few <= len(lanes) <= many:
+            raise UserError(f"compare {few} to {many} samplers, each with its steps.")
+        if not all(isinstance(lane, dict) and set(lane) <= {"sampler", "steps"} for lane in lanes):
+            raise UserError("each of the lanes must be a sampler and its steps.")
+        _whole("number of images to compare", num_images, 1, MAX_COMPARED)
+        common = {"num_images": num_images, "class_name": class_name, "guidance_scale": guidance_scale, "seed": seed}
+        checked = tuple(self.check(**common, **{"steps": self.default_steps, **lane}) for lane in lanes)
+        if len(set(checked)) < len(checked):
+            raise UserError("two of the lanes are the same: change a sampler or its steps.")
+        if sum(settings.num_images * network_calls(settings) for settings in checked) > self.max_work:
+            raise UserError("these lanes are too much work together: take fewer steps, lanes or images.")
+        return checked
+
+    def check_timestep(self, value) -> int:
+        """t, from a value of any type.
+
+        Raises:
+            UserError: unless it is a timestep of the training process.
+        """
+        return _whole("t", value, 0, self.max_steps - 1)
+
+    def check_seed(self, value) -> int:
+        """A seed, from a value of any type.
+
+        Raises:
+            UserError: unless it is one.
+        """
+        return _whole("seed", value, 0, MAX_SEED)
+
+    def check_image(self, value, settings: Settings) -> int:
+        """The number of one of the images of ``settings``, from a value of any type.
+
+        Raises:
+            UserError: unless there is one of that number.
+        """
+        return _whole("image", value, 0, settings.num_images - 1)
 
     def _label(self, class_name) -> int | None:
         if class_name == ANY_CLASS and isinstance(class_name, str):

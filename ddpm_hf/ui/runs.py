@@ -1,65 +1,123 @@
-"""Runs: a thread that denoises, and the two generators that watch it, one for the page and one for programs.
+"""The engine, and the generators that watch a run: one for the page and one for programs.
 
-The watchers are asynchronous generators: Gradio closes them when a visitor presses Stop or goes away, also before the
-first frame, and closing one stops its run within a step.
+They are asynchronous generators: Gradio closes them when a visitor presses Stop or goes away, also before the first
+frame, and closing one stops its run within a call of the network.
 """
 
 import asyncio
 import itertools
-import logging
 import math
-import threading
 import time
-import uuid
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 import gradio as gr
-import torch
+from PIL import Image
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.figures import make_grid
+from ddpm_hf.figures import class_columns, make_grid
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.sampling import labels_in_turn, with_sampler
-from ddpm_hf.ui.frames import encode_frame, png_base64, starting_noise
-from ddpm_hf.ui.limits import Limits, Settings
-
-logger = logging.getLogger(__name__)
+from ddpm_hf.ui.cache import MAX_BYTES, Cache
+from ddpm_hf.ui.frames import png_base64
+from ddpm_hf.ui.jobs import Job, Task, Worker
+from ddpm_hf.ui.limits import ANY_CLASS, Limits, Settings
+from ddpm_hf.ui.models import MAX_MEMORY, Model, Models, public_name
+from ddpm_hf.ui.tasks import Frame, Generation, labels_of
+from ddpm_hf.ui.zero import on_gpu
 
 FLUSH_SECONDS = 0.1  # a browser draws no faster than Gradio hands it values
 HEARTBEAT_SECONDS = 0.25  # how soon a visitor who left is noticed
+WAITING_HEARTBEAT_SECONDS = 1.0  # of one who has no hold on the model yet
 POLL_SECONDS = 0.02
 # A browser may skip values that follow each other closely, so each repeats frames of those before it.
 WINDOW_FRAMES = 24
 WINDOW_FLUSHES = 4
+FLUSH_BYTES = 2**20  # of one value, where frames come from the cache
 
 
 class Engine:
-    """A model ready to run: its pipeline, its limits, and the lock that gives the network to one step at a time."""
+    """The models, the thread that computes with them, and the results it has kept.
 
-    def __init__(self, pipeline: MyDDPMPipeline):
-        self.pipeline = pipeline
-        self.limits = Limits.of(pipeline)
-        self.lock = threading.Lock()
-        self.runs: weakref.WeakSet[Run] = weakref.WeakSet()
+    Args:
+        pipeline: the model that is there from the start.
+        source: where it came from, as given to ``load_pipeline``.
+        others: further models that may be chosen, each as ``load`` takes it; they are loaded when asked for.
+        max_memory: bytes of weights in memory, of all models together.
+        cache_bytes: bytes of finished runs that are kept.
+    """
+
+    def __init__(
+        self,
+        pipeline: MyDDPMPipeline,
+        source: str | None = None,
+        others: Sequence[str] = (),
+        load: Callable[[str], MyDDPMPipeline] | None = None,
+        *,
+        max_memory: int = MAX_MEMORY,
+        cache_bytes: int = MAX_BYTES,
+    ):
+        self.models = Models(Model(public_name(source), pipeline, source), others, load, max_memory)
+        self.cache = Cache(cache_bytes)
+        self.worker = Worker(self.models, self.cache, on_gpu(self.models))
+
+    @property
+    def pipeline(self) -> MyDDPMPipeline:
+        """Of the first model."""
+        return self.models.first.pipeline
+
+    @property
+    def limits(self) -> Limits:
+        """Of the first model."""
+        return self.models.first.limits
+
+    @property
+    def lock(self):
+        """Held while the network runs."""
+        return self.worker.lock
 
     def close(self):
-        """End all runs, each after the step it is in: Python must not exit with the network at work."""
-        for run in list(self.runs):
-            run.stop()
-            run.join()
+        """End all runs, each after the call it is in: Python must not exit with the network at work."""
+        self.worker.close()
 
     def check(self, values: dict) -> Settings:
-        """Checked settings.
+        """Checked settings of a generation, for the first model.
 
         Raises:
             gr.Error: with one line for the visitor.
         """
-        try:
-            return self.limits.check(**values)
-        except UserError as error:
+        with one_line_errors():
+            return self.limits.check(**{name: value for name, value in values.items() if name != "model"})
+
+    async def model(self, values: dict) -> Model:
+        """The model that ``values["model"]`` names, loaded if need be; the first without.
+
+        Raises:
+            gr.Error: for any other than the allowed ones, or one that cannot be loaded.
+        """
+        with one_line_errors():
+            name = self.models.check(values.get("model"))
+            return self.models.loaded(name) or await asyncio.to_thread(self.models.get, name)
+
+    async def generation(self, values: dict) -> tuple[Model, Generation]:
+        """The checked task of a request as it came over the wire.
+
+        Raises:
+            gr.Error: with one line for the visitor.
+        """
+        model = await self.model(values)
+        with one_line_errors():
+            settings = model.limits.check(**{name: value for name, value in values.items() if name != "model"})
+        return model, Generation(model.name, settings)
+
+
+class one_line_errors:  # noqa: N801
+    """A context in which a mistake of the visitor's becomes an error that Gradio shows, and shows nothing else of."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, UserError):
             raise visible_error(str(error)) from None
 
 
@@ -68,142 +126,115 @@ def visible_error(message: str) -> gr.Error:
     return gr.Error(message[:1].upper() + message[1:], print_exception=False)
 
 
-class Run:
-    """One request at work. The thread that made it reads what the run's own thread writes.
+async def watch(engine: Engine, job: Job) -> AsyncIterator[tuple[bool, list[Frame]]]:
+    """Queue ``job`` and yield (whether it has ended, new frames) until it has; closing this stops it.
 
-    Attributes:
-        total: number of network calls; done: how many have been made. seconds: since the start.
-        error: what went wrong, for the visitor. sample: (B, C, S, S), the finished x_0 once ``complete``.
+    Yields at least every second, with or without frames: Gradio finds out that a visitor has left when it sends.
+
+    Raises:
+        gr.Error: if the queue is full.
     """
-
-    def __init__(self, engine: Engine, settings: Settings, *, keep_frames: bool):
-        self.engine, self.settings = engine, settings
-        self.pipeline = with_sampler(engine.pipeline, settings.sampler)
-        self.pipeline.scheduler.set_timesteps(settings.steps)
-        self.total = len(self.pipeline.scheduler.timesteps)
-        self.labels = labels_in_turn(
-            self.pipeline, settings.seeds, None if settings.label is None else [settings.label]
-        )
-        self.done, self.complete, self.error, self.sample = 0, False, None, None
-        self._keep_frames = keep_frames
-        self._frames: deque[tuple[int, dict]] = deque()  # appended to by the thread, emptied by take_frames
-        self._stop = threading.Event()
-        self._started = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name="run", daemon=True)
-
-    def start(self):
-        self.engine.runs.add(self)
-        self._thread.start()
-
-    def stop(self):
-        """Ask the thread to end after the step it is in."""
-        self._stop.set()
-
-    def join(self):
-        """Wait until the thread has ended."""
-        self._thread.join()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the thread has ended: complete, stopped or failed."""
-        return not self._thread.is_alive()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def take_frames(self) -> list[tuple[int, dict]]:
-        """Frames made since the last call, as (index, frame); index 0 is the noise, ``total`` the finished images."""
-        return [self._frames.popleft() for _ in range(len(self._frames))]
-
-    def names(self) -> list[str | None]:
-        """The class name of every image."""
-        if self.labels is None:
-            return [None] * self.settings.num_images
-        return [self.engine.limits.classes[label] for label in self.labels]
-
-    @torch.inference_mode()
-    def _work(self):
-        try:
-            self._denoise()
-        except UserError as error:
-            self.error = str(error)
-        except Exception:
-            logger.exception("a run failed: %s", self.settings)
-            self.error = "the model failed on this request; the details are in the server's log."
-
-    def _denoise(self):
-        settings = self.settings
-        if self._keep_frames:
-            noise = starting_noise(self.pipeline, settings.seeds)
-            self._keep(0, self.pipeline.scheduler.config.num_train_timesteps, noise, torch.zeros_like(noise))
-        steps = self.pipeline.denoise(
-            settings.num_images, self.labels, settings.guidance_scale, settings.steps, seed=list(settings.seeds)
-        )
-        while not self._stop.is_set():
-            if self.seconds > self.engine.limits.max_seconds:
-                raise UserError(
-                    f"this took more than {self.engine.limits.max_seconds:.0f} s: take fewer images or steps."
-                )
-            with self.engine.lock:
-                step = next(steps, None)
-            if step is None:
-                self.complete = True
-                return
-            self.sample = step.sample
-            if self._keep_frames:
-                looks = self.pipeline.unit_variance(step.sample)
-                self._keep(step.index + 1, step.timestep, looks, step.pred_original_sample)
-            self.done = step.index + 1
-
-    def _keep(self, index: int, timestep: float, x_t: torch.Tensor, x_0: torch.Tensor):
-        x_0 = x_0.to(x_t.device)
-        picture = encode_frame(self.pipeline, x_t, x_0, exact=index == self.total)
-        self._frames.append((index, {"t": round(timestep, 1), "at": round(self.seconds, 3), "src": picture}))
-
-
-async def watch(run: Run) -> AsyncIterator[tuple[bool, list[tuple[int, dict]]]]:
-    """Start ``run`` and yield (whether it has ended, new frames) until it has; closing this stops it.
-
-    Yields at least every ``HEARTBEAT_SECONDS``, with or without frames.
-    """
-    run.start()
+    with one_line_errors():
+        engine.worker.submit(job)
     try:
-        news, flushed = [], -math.inf
+        news, flushed, state = [], -math.inf, None
         while True:
-            finished = run.finished  # asked before the frames are taken, so that none is left behind
-            news += run.take_frames()
+            ended = job.ended.is_set()  # asked before the frames are taken, so that none is left behind
+            news += job.take_frames()
             waited = time.monotonic() - flushed
-            if finished or waited >= (FLUSH_SECONDS if news else HEARTBEAT_SECONDS):
-                yield finished, news
-                news, flushed = [], time.monotonic()
-            if finished:
+            patience = WAITING_HEARTBEAT_SECONDS if job.state == "waiting" else HEARTBEAT_SECONDS
+            while ended and len(news) > 1 and (some := _first_bytes(news)) < len(news):
+                yield False, news[:some]
+                news = news[some:]
+                await asyncio.sleep(FLUSH_SECONDS)
+            if ended or job.state != state or waited >= (FLUSH_SECONDS if news else patience):
+                yield ended, news
+                news, flushed, state = [], time.monotonic(), job.state
+            if ended:
                 return
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(FLUSH_SECONDS if job.state == "waiting" else POLL_SECONDS)
     finally:
-        run.stop()
+        engine.worker.cancel(job)
 
 
-async def stream_to_stage(engine: Engine, values: dict) -> AsyncIterator[dict]:
+def _first_bytes(frames: list[Frame]) -> int:
+    """How many of ``frames`` make ``FLUSH_BYTES``."""
+    sizes = itertools.accumulate(len(frame.src) for frame in frames)
+    return max(1, sum(size <= FLUSH_BYTES for size in sizes))
+
+
+async def finished(engine: Engine, task: Task, model: Model, session: str = "") -> tuple[Frame, ...]:
+    """All frames of ``task``, from the cache or computed.
+
+    Raises:
+        gr.Error: if it fails, or is stopped.
+    """
+    job, frames = Job(task, model, session), []
+    async with aclosing(watch(engine, job)) as reports:
+        async for _, news in reports:
+            frames += news
+    raise_if_failed(job)
+    return tuple(frames)
+
+
+def raise_if_failed(job: Job):
+    """Raises gr.Error for an ended job without a result."""
+    if job.state != "done":
+        raise visible_error(job.error or "the run was stopped.")
+
+
+def waiting_words(engine: Engine, job: Job) -> str:
+    """Where in the queue ``job`` is; "" once it runs."""
+    if job.state != "waiting":
+        return ""
+    ahead = engine.worker.ahead(job)
+    if ahead == 0:
+        return "your turn is next"
+    return "one run ahead of yours" if ahead == 1 else f"{ahead} runs ahead of yours"
+
+
+async def stream_to_stage(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
     """Values for the stage (see ``stage.make_stage``) while the request ``values`` is computed.
 
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
     """
-    run = Run(engine, engine.check(values), keep_frames=True)
-    window = Window()
-    head = _stage_head(run)
-    value = {**head, "state": "running", "seconds": 0.0, "frames": {}}
-    async with aclosing(watch(run)) as reports:
-        async for finished, news in reports:
-            if finished or news:
-                state = _end_state(run) if finished else "running"
-                value = {**head, "state": state, "seconds": round(run.seconds, 3), "frames": window.push(news)}
+    model, task = await engine.generation(values)
+    head = stage_head(model, task.settings)
+    async with aclosing(stage_values(engine, Job(task, model, session), head)) as stream:
+        async for value in stream:
+            if value["state"] == "done":
+                value = {**value, "images": described_images(model, task.settings)}
+            yield value
+
+
+async def stage_values(engine: Engine, job: Job, head: dict) -> AsyncIterator[dict]:
+    """Run ``job``, of one lane, and yield ``head`` with what changes."""
+    window, value = Window(), None
+    async with aclosing(watch(engine, job)) as reports:
+        async for ended, news in reports:
+            state, words = job.state if ended or job.state == "waiting" else "running", waiting_words(engine, job)
+            if value is None or ended or news or (state, words) != (value["state"], value["queue"]):
+                value = {
+                    "run": job.id,
+                    **head,
+                    "state": state,
+                    "total": job.totals[0],
+                    "queue": words,
+                    "cached": job.cached,
+                    "seconds": round(job.seconds, 3),
+                    "frames": window.push([(frame.index, as_value(frame)) for frame in news]),
+                }
             # Without news the same value again: Gradio sends the difference, which is nothing. (After gr.skip() it
             # would send the whole window.)
             yield value
-    if run.error:
-        raise visible_error(run.error)
+    if job.error:
+        raise visible_error(job.error)
+
+
+def as_value(frame: Frame) -> dict:
+    """A frame as the stage takes it."""
+    return {"t": frame.t, "at": frame.seconds, "src": frame.src}
 
 
 class Window:
@@ -222,59 +253,72 @@ class Window:
         return self._frames
 
 
-def _stage_head(run: Run) -> dict:
-    width, height = _image_size(run.pipeline)
+# ---- settings and images as others see them
+
+
+def settings_values(model: Model, settings: Settings) -> dict:
+    """The request that ``settings`` came from, with all defaults: what the page, a link and the API take."""
     return {
-        "run": uuid.uuid4().hex,
-        "total": run.total,
-        "steps": run.settings.steps,
-        "tile": [width, height],
-        "seeds": list(run.settings.seeds),
-        "names": run.names(),
+        "model": model.name,
+        "num_images": settings.num_images,
+        "class_name": ANY_CLASS if settings.label is None else model.limits.classes[settings.label],
+        "guidance_scale": settings.guidance_scale,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "seed": settings.seed,
     }
 
 
-def _end_state(run: Run) -> str:
-    if run.error:
-        return "failed"
-    return "done" if run.complete else "stopped"
+def described_images(model: Model, settings: Settings) -> list[dict]:
+    """Seed, label and name of the class of every image; the latter two None for a model without classes."""
+    labels = labels_of(model.pipeline, settings) or [None] * settings.num_images
+    names = [None if label is None else model.limits.classes[label] for label in labels]
+    return [{"seed": s, "label": label, "name": name} for s, label, name in zip(settings.seeds, labels, names)]
 
 
-def _image_size(pipeline: MyDDPMPipeline) -> tuple[int, int]:
-    """Width and height of the images in pixels."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return pipeline.config.output_width or width, pipeline.config.output_height or height
+def stage_head(model: Model, settings: Settings) -> dict:
+    """What a stage is told of a run, and does not change."""
+    images = described_images(model, settings)
+    return {
+        "steps": settings.steps,
+        "tile": list(model.image_size),
+        "seeds": [image["seed"] for image in images],
+        "names": [image["name"] for image in images],
+        "settings": settings_values(model, settings),
+    }
 
 
-async def generate_for_program(engine: Engine, values: dict) -> AsyncIterator[dict]:
+# ---- programs
+
+
+async def generate_for_program(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
     """Progress, ``{"done": False, "step", "total"}``, and at last the images: what ``/generate`` answers.
 
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
     """
-    run = Run(engine, engine.check(values), keep_frames=False)
-    async with aclosing(watch(run)) as reports:
-        async for finished, _ in reports:
-            if not finished:
-                yield {"done": False, "step": run.done, "total": run.total}
-    if run.error or not run.complete:
-        raise visible_error(run.error or "the run was stopped.")
-    yield _answer(run)
-
-
-def _answer(run: Run) -> dict:
-    images = run.pipeline.postprocess(run.sample)
-    labels = run.labels or [None] * len(images)
-    parts = zip(images, run.settings.seeds, labels, run.names())
-    return {
+    model, task = await engine.generation(values)
+    job = Job(task, model, session)
+    async with aclosing(watch(engine, job)) as reports:
+        async for ended, _ in reports:
+            if not ended:
+                yield {"done": False, "step": job.done, "total": job.totals[0]}
+    raise_if_failed(job)
+    images = [Image.fromarray(pixels) for pixels in job.result().pixels]
+    described = described_images(model, task.settings)
+    columns = grid_columns([image["label"] for image in described])
+    yield {
         "done": True,
-        "step": run.done,
-        "total": run.total,
-        "seconds": round(run.seconds, 3),
-        "settings": run.settings.asdict(),
-        "grid_png": png_base64(make_grid(images)),
-        "images": [
-            {"seed": seed, "label": label, "name": name, "png": png_base64(image)} for image, seed, label, name in parts
-        ],
+        "step": job.done,
+        "total": job.totals[0],
+        "seconds": round(job.seconds, 3),
+        "settings": settings_values(model, task.settings),
+        "grid_png": png_base64(make_grid(images, columns)),
+        "images": [{**about, "png": png_base64(image)} for about, image in zip(described, images)],
     }
+
+
+def grid_columns(labels: list[int | None]) -> int | None:
+    """Columns of a grid, as ``sampling.Generated`` has them: each one class, where that comes out even."""
+    columns = class_columns(len(labels), len(set(labels)))
+    return columns if columns and len(labels) % columns == 0 else None

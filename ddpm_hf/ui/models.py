@@ -1,0 +1,163 @@
+"""The models that a visitor may choose from: an allow-list, loaded when asked for, bounded in memory."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.hub import EMBEDDED_MODEL
+from ddpm_hf.pipeline import HALF_PRECISION_BATCH, HALF_PRECISION_BATCH_ELSEWHERE, MyDDPMPipeline
+from ddpm_hf.ui.limits import Limits
+
+MAX_MEMORY = 4 * 2**30  # bytes of weights in memory at once; $MODELS_MEMORY sets another number, in GB
+
+
+def public_name(model: str | Path | None) -> str:
+    """How a model is called: a Hub id as it is, of a folder its name, never where it is."""
+    if model is None:
+        return EMBEDDED_MODEL.name
+    return Path(model).resolve().name if Path(model).exists() else str(model)
+
+
+def models_from_environment(first: str | None = None) -> list[str | None]:
+    """``first``, or $MODEL_ID, or None for the embedded model, and then those of $MODELS, separated by commas."""
+    first = first or os.environ.get("MODEL_ID") or None
+    others = [name.strip() for name in os.environ.get("MODELS", "").split(",")]
+    return list(dict.fromkeys([first, *filter(None, others)]))
+
+
+def memory_from_environment() -> int:
+    """Bytes that $MODELS_MEMORY, a number of GB, allows the weights of all loaded models together.
+
+    Raises:
+        UserError: if it is no such number.
+    """
+    text = os.environ.get("MODELS_MEMORY", "")
+    if not text:
+        return MAX_MEMORY
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0
+    if not 0 < size < 1e6:
+        raise UserError(f"MODELS_MEMORY must be a number of GB such as 4, not {text!r}.")
+    return int(size * 2**30)
+
+
+class Model:
+    """A loaded model. name: how visitors call it; source: what ``load_pipeline`` was given, None for the embedded."""
+
+    def __init__(self, name: str, pipeline: MyDDPMPipeline, source: str | None = None):
+        self.name, self.pipeline, self.source = name, pipeline, source
+        self.limits = Limits.of(pipeline)
+        self.num_bytes = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the images in pixels."""
+        height, width = self.network_size
+        config = self.pipeline.config
+        return config.output_width or width, config.output_height or height
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        size = self.pipeline.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def mode(self) -> str:
+        """PIL's name for the images' channels."""
+        return "L" if self.pipeline.unet.config.in_channels == 1 else "RGB"
+
+    @property
+    def timesteps(self) -> int:
+        """T of the training process."""
+        return self.pipeline.scheduler.config.num_train_timesteps
+
+    @property
+    def call_rows(self) -> int:
+        """Images of one call of the network that cost about as much as fewer would, or are the most it should take.
+
+        In half precision a call is padded to so many anyway; in float32 a CPU takes as long as there are images.
+        """
+        device = self.pipeline.unet.device.type
+        return HALF_PRECISION_BATCH.get(device, HALF_PRECISION_BATCH_ELSEWHERE)
+
+    @property
+    def sharing_helps(self) -> bool:
+        """Whether a call for the images of two visitors is cheaper than two calls."""
+        unet = self.pipeline.unet
+        return unet.device.type != "cpu" or unet.dtype.itemsize < 4
+
+
+class Models:
+    """Models by name. The first is loaded already and stays; the others come and go.
+
+    Args:
+        first: the default.
+        others: what ``load`` takes, Hub ids and folders: nothing else can be chosen.
+        load: such as ``load_pipeline``.
+        max_bytes: of weights in memory; the least recently used go first. The one that is asked for is always loaded.
+    """
+
+    def __init__(
+        self,
+        first: Model,
+        others: Sequence[str] = (),
+        load: Callable[[str], MyDDPMPipeline] | None = None,
+        max_bytes: int = MAX_MEMORY,
+    ):
+        self.first, self.max_bytes = first, max_bytes
+        self._load = load
+        self._sources = {public_name(source): source for source in others}
+        self._sources.pop(first.name, None)
+        self._loaded: OrderedDict[str, Model] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        return [self.first.name, *self._sources]
+
+    def check(self, name) -> str:
+        """The name of a model that may be chosen, from a value of any type; None is the first.
+
+        Raises:
+            UserError: for any other.
+        """
+        if name is None or name == "":
+            return self.first.name
+        if not isinstance(name, str) or name not in self.names:
+            hint = nearest(name[:80], self.names) if isinstance(name, str) else f"known are {', '.join(self.names)}."
+            raise UserError(f"there is no such model here; {hint}")
+        return name
+
+    def loaded(self, name: str) -> Model | None:
+        """The model if it is in memory."""
+        return self.first if name == self.first.name else self._loaded.get(name)
+
+    def get(self, name: str | None = None) -> Model:
+        """The model, loaded if need be, which takes seconds.
+
+        Raises:
+            UserError: if it cannot be loaded, or is none of these.
+        """
+        name = self.check(name)
+        if name == self.first.name:
+            return self.first
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = Model(name, self._load(self._sources[name]), self._sources[name])
+            self._loaded.move_to_end(name)
+            self._make_room()
+            return self._loaded[name]
+
+    def _make_room(self):
+        """Drop models until the rest fits. One at work keeps its network alive until it is done."""
+        while len(self._loaded) > 1 and self._used() > self.max_bytes:
+            self._loaded.popitem(last=False)
+
+    def _used(self) -> int:
+        return self.first.num_bytes + sum(model.num_bytes for model in self._loaded.values())

@@ -1,0 +1,48 @@
+"""A queue that is fair to sessions: each has one turn before any has its second."""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+
+class FairQueue:
+    """Jobs in the order of their turns, round robin over sessions. Not safe for threads by itself."""
+
+    def __init__(self):
+        self._sessions: OrderedDict[str, deque] = OrderedDict()  # the next session first
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sessions.values()))
+
+    def add(self, job, session: str):
+        self._sessions.setdefault(session, deque()).append(job)
+
+    def count(self, session: str) -> int:
+        """How many jobs of ``session`` wait."""
+        return len(self._sessions.get(session, ()))
+
+    def take(self):
+        """The next job, or None; its session goes to the end."""
+        if not self._sessions:
+            return None
+        session, jobs = self._sessions.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._sessions[session] = jobs
+        return job
+
+    def remove(self, job) -> bool:
+        """Take ``job`` out of its turn; False if it does not wait."""
+        for session, jobs in self._sessions.items():
+            if job in jobs:
+                jobs.remove(job)
+                if not jobs:
+                    del self._sessions[session]
+                return True
+        return False
+
+    def __iter__(self) -> Iterator:
+        """The jobs in the order in which they are taken if none is added."""
+        for turn in range(max(map(len, self._sessions.values()), default=0)):
+            for jobs in self._sessions.values():
+                if turn < len(jobs):
+                    yield jobs[turn]
