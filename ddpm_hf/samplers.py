@@ -93,17 +93,19 @@ def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None =
         raise UserError(f"unknown scheduler {name!r}; {nearest(name, SAMPLERS)}")
     sampler = SAMPLERS[name]
     scheduler_class, settings = sampler.scheduler_class, dict(sampler.settings)
-    if scheduler_class is MyDDPMScheduler and not (_is_linear(scheduler) and not (timesteps and scheduler.config.get("rescale_betas_zero_snr"))):
+    if scheduler_class is MyDDPMScheduler and not _is_linear(scheduler, timesteps):
         scheduler_class = diffusers.DDPMScheduler  # ours has the seed's schedule alone
     if timesteps is not None:
         settings |= _first(timesteps, scheduler, scheduler_class)
     return scheduler_class.from_config(scheduler.config, **settings)
 
 
-def _is_linear(scheduler: SchedulerMixin) -> bool:
+def _is_linear(scheduler: SchedulerMixin, timesteps: int | None) -> bool:
+    """Whether the betas, the first ``timesteps`` of them, are what ``MyDDPMScheduler`` computes from its settings."""
     config = scheduler.config
+    cut_short = timesteps is not None and config.get("rescale_betas_zero_snr")
     given = config.get("trained_betas") is not None
-    return config.get("beta_schedule", "linear") == "linear" and not given
+    return config.get("beta_schedule", "linear") == "linear" and not given and not cut_short
 
 
 def _first(timesteps: int, scheduler: SchedulerMixin, scheduler_class: type) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The endpoints for programs: /generate, /noise and /compare, documented by their annotations and docstrings."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -24,6 +26,18 @@ def add_api(engine: Engine):
     _add_generate(engine)
     _add_noise(engine)
     _add_compare(engine)
+
+
+def _without_choice(engine: Engine, function: Callable) -> Callable:
+    """``function`` without its last parameter, the model, where there is only one."""
+    if len(engine.models.names) > 1:
+        return function
+    signature = inspect.signature(function)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "model"]
+    function.__signature__ = signature.replace(parameters=parameters)
+    del function.__annotations__["model"]
+    function.__doc__ = "\n".join(line for line in function.__doc__.splitlines() if "model: one of" not in line)
+    return function
 
 
 def _add_generate(engine: Engine):
@@ -66,7 +80,7 @@ def _add_generate(engine: Engine):
         async for answer in generate_for_program(engine, values, session_of(request)):
             yield answer
 
-    gr.api(generate, api_name="generate", **MODEL_QUEUE)
+    gr.api(_without_choice(engine, generate), api_name="generate", **MODEL_QUEUE)
 
 
 def _add_noise(engine: Engine):
@@ -88,7 +102,7 @@ def _add_noise(engine: Engine):
         """
         return forward_process(engine, image or {"example": example}, t, seed, model)
 
-    gr.api(noise, api_name="noise", concurrency_limit=2)
+    gr.api(_without_choice(engine, noise), api_name="noise", concurrency_limit=2)
 
 
 def _add_compare(engine: Engine):
@@ -112,9 +126,9 @@ def _add_compare(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"done": True, "lanes": [{"sampler", "title", "steps", "calls", "seconds", "distance", "grid_png"}], "seeds",
-            "names", "settings"}. distance: RMS over pixels in [0, 1] to DDIM with all steps; grid_png: a PNG file in
-            base64. Before it {"done": False, "step", "total"}.
+            {"done": True, "lanes": [{"sampler", "title", "steps", "calls", "seconds", "distance", "grid_png"}],
+            "seeds", "names", "settings"}. distance: RMS over pixels in [0, 1] to DDIM with all steps; grid_png: a PNG
+            file in base64. Before it {"done": False, "step", "total"}.
         """
         values = {
             "lanes": lanes,
@@ -127,4 +141,4 @@ def _add_compare(engine: Engine):
         async for answer in compare_for_program(engine, values, session_of(request)):
             yield answer
 
-    gr.api(compare, api_name="compare", **MODEL_QUEUE)
+    gr.api(_without_choice(engine, compare), api_name="compare", **MODEL_QUEUE)

@@ -132,7 +132,7 @@ def _diffusers_code(model: Model, settings: dict) -> str:
     if str(dtype) != "torch.float32":
         torch_line, load_dtype = "import torch\n", f", {'torch_dtype' if ours else 'dtype'}={dtype}"
     if ours:
-        loading = f'DiffusionPipeline.from_pretrained({source!r}, trust_remote_code=True{load_dtype})'
+        loading = f"DiffusionPipeline.from_pretrained({source!r}, trust_remote_code=True{load_dtype})"
         imports = f"{torch_line}from diffusers import DiffusionPipeline{'' if own else ', ' + name}\n"
     else:
         loading = f"load_pipeline({source!r}{load_dtype})"
@@ -141,7 +141,7 @@ def _diffusers_code(model: Model, settings: dict) -> str:
     return f"""{imports}
 pipeline = {loading}
 pipeline.scheduler = {setter}.from_config(pipeline.scheduler.config{options})
-images = pipeline({', '.join(calls)}).images
+images = pipeline({", ".join(calls)}).images
 """
 
 

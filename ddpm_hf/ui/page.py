@@ -4,10 +4,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from ddpm_hf.samplers import DEFAULT_SAMPLER
+from ddpm_hf.ui.api import MODEL_QUEUE, add_api, session_of
 from ddpm_hf.ui.description import describe
-from ddpm_hf.ui.limits import ANY_CLASS, DEFAULT_IMAGES, MAX_QUEUE
-from ddpm_hf.ui.runs import Engine, generate_for_program, stream_to_stage
+from ddpm_hf.ui.limits import MAX_QUEUE
+from ddpm_hf.ui.runs import Engine, stream_to_stage
 from ddpm_hf.ui.stage import make_part, make_stage
 
 TITLE = "Noise, becoming pictures"
@@ -18,9 +18,6 @@ PANELS = [
     {"id": "theory", "title": "How it works"},
     {"id": "take-away", "title": "Take away"},
 ]
-
-# The model is one resource: its page runs and API runs wait in one line.
-MODEL_QUEUE = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 
 def build_page(engine: Engine, name: str) -> gr.Blocks:
@@ -33,7 +30,7 @@ def build_page(engine: Engine, name: str) -> gr.Blocks:
             form = make_part("form(element, props, trigger)", description=description, elem_id="settings")
             stage = make_stage(elem_id="stage")
         _wire_generate(engine, form, stage)
-        _add_api(engine)
+        add_api(engine)
     return page.queue(max_size=MAX_QUEUE, api_open=False)
 
 
@@ -48,8 +45,8 @@ def model_name(model: str | Path | None) -> str:
 
 
 def _wire_generate(engine: Engine, form: gr.HTML, stage: gr.HTML):
-    async def run(values):
-        async for value in stream_to_stage(engine, values):
+    async def run(values, request: gr.Request):
+        async for value in stream_to_stage(engine, values, session_of(request)):
             yield value
 
     running = form.submit(
@@ -64,42 +61,3 @@ def _wire_generate(engine: Engine, form: gr.HTML, stage: gr.HTML):
     )
     running.failure(None, js="() => { ddpm.tell('failed') }", queue=False)
     form.stop(None, cancels=[running], queue=False)
-
-
-def _add_api(engine: Engine):
-    # gr.api documents an endpoint by its annotations, and for a generator by what it yields
-    async def generate(
-        num_images: int = DEFAULT_IMAGES,
-        class_name: str = ANY_CLASS,
-        guidance_scale: float = 1.0,
-        sampler: str = DEFAULT_SAMPLER,
-        steps: int = engine.limits.default_steps,
-        seed: int = 0,
-    ) -> dict:
-        """Generate images: image i depends on the seed K + i alone, and is the same on the page.
-
-        Args:
-            num_images: how many.
-            class_name: name or number of a class, or "any" for all of them in turn.
-            guidance_scale: strength of classifier-free guidance; 1 is off and twice as fast.
-            sampler: dpm, dpm-sde, unipc, ddim, euler, heun, ddpm or ddpm-small.
-            steps: denoising steps.
-            seed: K, from 0 to 4294967295.
-
-        Returns:
-            {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings", "step",
-            "total"}; png and grid_png are PNG files in base64. Before it {"done": False, "step", "total"} reports
-            the progress to those who listen.
-        """
-        values = {
-            "num_images": num_images,
-            "class_name": class_name,
-            "guidance_scale": guidance_scale,
-            "sampler": sampler,
-            "steps": steps,
-            "seed": seed,
-        }
-        async for answer in generate_for_program(engine, values):
-            yield answer
-
-    gr.api(generate, api_name="generate", **MODEL_QUEUE)

@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
 import gradio as gr
 from PIL import Image
@@ -110,15 +110,13 @@ class Engine:
         return model, Generation(model.name, settings)
 
 
-class one_line_errors:  # noqa: N801
-    """A context in which a mistake of the visitor's becomes an error that Gradio shows, and shows nothing else of."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, UserError):
-            raise visible_error(str(error)) from None
+@contextmanager
+def one_line_errors():
+    """A mistake of the visitor's becomes an error that Gradio shows, and shows nothing else of."""
+    try:
+        yield
+    except UserError as error:
+        raise visible_error(str(error)) from None
 
 
 def visible_error(message: str) -> gr.Error:

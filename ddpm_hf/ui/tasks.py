@@ -154,4 +154,3 @@ def calls_of(model: Model, sampler: str, steps: int) -> int:
     scheduler = with_sampler(model.pipeline, sampler).scheduler
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
-

@@ -15,15 +15,31 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
-    """A tiny conditional model, in this process."""
-    return Engine(tiny_pipeline(conditional=True))
+def shapes():
+    """A tiny conditional model."""
+    return tiny_pipeline(conditional=True)
 
 
 @pytest.fixture(scope="session")
-def plain_engine() -> Engine:
-    """A tiny unconditional RGB model, in this process."""
-    return Engine(tiny_pipeline(conditional=False))
+def colors():
+    """A tiny unconditional RGB model."""
+    return tiny_pipeline(conditional=False)
+
+
+@pytest.fixture
+def engine(shapes) -> Engine:
+    """A tiny conditional model, in this process, with nothing in its cache."""
+    engine = Engine(shapes)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def plain_engine(colors) -> Engine:
+    """A tiny unconditional RGB model, in this process, with nothing in its cache."""
+    engine = Engine(colors)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

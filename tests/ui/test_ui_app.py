@@ -103,7 +103,7 @@ def test_generate_with_curl(server):
 
 def test_generate_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(endpoints) == ["/generate"]
+    assert list(endpoints) == ["/generate", "/noise", "/compare"]
     parameters = {p["parameter_name"]: p for p in endpoints["/generate"]["parameters"]}
     assert list(parameters) == ["num_images", "class_name", "guidance_scale", "sampler", "steps", "seed"]
     assert parameters["steps"]["type"] == {"type": "integer"} and parameters["steps"]["parameter_default"] == 20

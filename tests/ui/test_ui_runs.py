@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import dataclasses
 import io
 import threading
 import time
@@ -15,7 +14,7 @@ from test_ui_frames import decoded
 
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import generate, with_sampler
-from ddpm_hf.ui import runs
+from ddpm_hf.ui import runs, tasks
 from ddpm_hf.ui.runs import Engine, Window, generate_for_program, stream_to_stage
 
 REQUEST = {"num_images": 4, "steps": 6, "seed": 11}
@@ -30,7 +29,7 @@ def drain(stream) -> list:
 
 
 def run_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "run"]
+    return [thread for thread in threading.enumerate() if thread.name == "model"]
 
 
 def wait_for_end(deadline=30.0):
@@ -143,7 +142,7 @@ def test_closing_the_engine_ends_all_runs(engine):
 
 def test_a_run_that_takes_too_long_says_so(engine):
     slow = Engine(engine.pipeline)
-    slow.limits = dataclasses.replace(slow.limits, max_seconds=0.05)
+    slow.worker.max_seconds = 0.05
     values = []
 
     async def collect():
@@ -160,7 +159,7 @@ def test_a_failing_model_reveals_nothing(engine, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError("secret in /home/somebody")
 
-    monkeypatch.setattr(runs, "encode_frame", broken)
+    monkeypatch.setattr(tasks, "encode_frame", broken)
     with pytest.raises(gr.Error) as caught:
         drain(stream_to_stage(engine, REQUEST))
     assert "secret" not in caught.value.message and "/" not in caught.value.message
@@ -173,11 +172,11 @@ def test_idle_values_are_identical(engine):
     async def values_while_the_model_is_busy() -> list:
         stream = stream_to_stage(engine, REQUEST)
         with engine.lock:
-            values = [await anext(stream) for _ in range(4)]
+            values = [await anext(stream) for _ in range(6)]
         return values + [value async for value in stream]
 
     values = asyncio.run(values_while_the_model_is_busy())
-    assert values[3] is values[2] and values[2]["frames"].keys() == {"0"}
+    assert values[5] is values[4] and values[4]["state"] == "running" and values[4]["frames"].keys() == set()
     assert values[-1]["state"] == "done"
 
 
