@@ -114,18 +114,34 @@ def metrics(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
 
 
-def wait_for_moment(process, run: Path, rng: random.Random, while_writing: bool) -> str:
-    """Wait for a random moment of a run that is under way; returns what it was doing."""
+def wait_for_moment(process, run: Path, rng: random.Random, seconds: float, while_writing: bool):
+    """Wait up to ``seconds``, at random, in a run that is under way, and then maybe until it writes a checkpoint."""
     start_step = _newest_step(run)
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and _newest_step(run) == start_step:
+    while _is_alive(process) and _newest_step(run) == start_step:
         time.sleep(0.002)  # until it has resumed and saved once
-    time.sleep(rng.uniform(0, 1.0))
-    deadline = time.monotonic() + 5
-    while while_writing and time.monotonic() < deadline:
-        if any(run.glob("checkpoints/.step-*.partial")):
+    time.sleep(rng.uniform(0, seconds))
+    while while_writing and _is_alive(process):
+        time.sleep(0.001)
+        if _half_written(run):
             time.sleep(rng.uniform(0, 0.02))
-            break
-    return "writing a checkpoint" if any(run.glob("checkpoints/.step-*.partial")) else "training"
+            if _half_written(run):  # otherwise that was too late: the next one
+                return
+
+
+def _is_alive(process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _half_written(run: Path) -> list[Path]:
+    """Checkpoints that are being written; those that are being deleted end in .old.partial."""
+    return [path for path in run.glob("checkpoints/.step-*.partial") if not path.name.endswith(".old.partial")]
+
+
+def seconds_of_a_step(run: Path) -> float:
+    """How fast a run was that kept all its checkpoints."""
+    first, *_, last = sorted(run.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    steps = int(last.name[5:]) - int(first.name[5:])
+    return (last.stat().st_mtime - first.stat().st_mtime) / steps
 
 
 def _newest_step(run: Path) -> int:
@@ -142,13 +158,18 @@ def survive(folder: Path, kills: int, seed: int, start: Callable[[list[str]], ps
     reference, victim = folder / "reference", folder / "victim"
     say(f"reference run of {steps['max_train_steps']} steps ...")
     start(command(reference, **steps, checkpoints_total_limit=10**6)).wait()
+    # so that, with what it takes to save and to find it writing, the run does not end before the last kill
+    most = STEPS_PER_KILL / 2 * seconds_of_a_step(reference)
     survived = 0
     for number in range(1, kills + 1):
         process = start(command(victim, **steps))
-        doing = wait_for_moment(process, victim, rng, while_writing=number % 3 == 0)
+        wait_for_moment(process, victim, rng, most, while_writing=number % 3 == 0)
         kill(process)
+        doing = "writing a checkpoint" if _half_written(victim) else "training"  # what it left tells
         checkpoint, torn = newest_whole(victim)
         wrong = torn or differences(reference / "checkpoints" / checkpoint.name, checkpoint)
+        if process.wait() == 0:
+            wrong = ["it had ended before"]
         survived += not wrong
         say(f"kill {number}: {doing}, left {checkpoint.name}: {'equal' if not wrong else ', '.join(wrong)}")
     start(command(victim, **steps)).wait()

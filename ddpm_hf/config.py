@@ -13,6 +13,7 @@ from ddpm_hf.errors import Parser, UserError
 from ddpm_hf.files import write_whole
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
+ALTERNATIVES = (("num_epochs", "max_train_steps"), ("dataset", "datasets"))  # one says what the other would
 
 
 class DataSource(BaseModel):
@@ -314,7 +315,19 @@ def load_config(argv: list[str]) -> TrainConfig:
     values = vars(parsed)
     config_file = values.pop("config")
     from_file = _read_yaml(config_file) if config_file else {}
-    return build_config({**from_file, **{name: _parse(text) for name, text in values.items()}})
+    given = {name: _parse(text) for name, text in values.items()}
+    return build_config({**_without_alternatives(from_file, given), **given})
+
+
+def _without_alternatives(from_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings but those that the command line says in the other way: epochs for steps, or steps."""
+    replaced = {
+        other
+        for pair in ALTERNATIVES
+        for name, other in (pair, pair[::-1])
+        if given.get(name) is not None and other not in given
+    }
+    return {name: value for name, value in from_file.items() if name not in replaced}
 
 
 def _parse(text: str) -> Any:

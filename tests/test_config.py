@@ -121,6 +121,19 @@ def test_a_missing_file():
         load_config(["--config", "none.yaml"])
 
 
+def test_the_command_line_may_say_it_the_other_way(tmp_path):
+    """Epochs given on the command line are not outdone by a preset's steps, nor a data set by a preset's several."""
+    file = write(tmp_path / "a.yaml", "datasets: [a, b]\nmax_train_steps: 4000\n")
+    config = load_config(["--config", file, "--num_epochs", "2", "--dataset", "mine"])
+    assert (config.max_train_steps, config.total_steps(320), config.dataset) == (None, 10, "mine")
+    assert config.datasets is None
+    file = write(tmp_path / "b.yaml", "dataset: d\nnum_epochs: 7\n")
+    config = load_config(["--config", file, "--max_train_steps", "30", "--datasets", "[a, b]"])
+    assert (config.total_steps(320), len(config.sources)) == (30, 2)
+    with pytest.raises(UserError, match="dataset or datasets, not both"):
+        load_config(["--dataset", "a", "--datasets", "[b]"])
+
+
 def test_the_word_no_in_yaml_is_the_word(tmp_path):
     file = write(tmp_path / "a.yaml", "dataset: d\nmixed_precision: no\ntorch_compile: no\nreport_to: none\n")
     config = load_config(["--config", file])

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_hf.checkpoints import checkpoints_of, step_of
+from ddpm_hf.training.resuming import refusal
 from ddpm_hf.training.telling import bad_images
 from ddpm_hf.training.trainer import Trainer
 
@@ -34,6 +35,7 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     done = _steps_done(trainer.folder)
     seconds = probe(trainer)
     left = max(0, trainer.total_steps - done)
+    refused = refusal(config, trainer.folder, data.fingerprint, accelerator.num_processes)
     return [
         ("data set", ", ".join(source.dataset for source in config.sources)),
         ("images", f"{'streamed' if config.streaming else f'{len(data):,}'}, {size}, {_classes(data)}"),
@@ -49,6 +51,7 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
         ("time to finish", f"about {timedelta(seconds=round(left * seconds))}, validation and pictures aside"),
         ("peak memory", _peak_memory(accelerator.device)),
         ("run", str(trainer.folder)),
+        *([("  resuming", f"would be refused: {refused}")] if refused else []),
         ("  checkpoints", f"{trainer.folder / 'checkpoints'}, every {config.checkpointing_steps:,} steps"),
         ("  metrics", f"{trainer.folder / 'metrics.jsonl'}, every {config.logging_steps:,} steps"),
         ("  pictures", f"{trainer.folder / 'samples'}, every {config.sample_steps:,} steps"),

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether it is the same run."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -82,6 +83,20 @@ def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> Path | None:
     if blind:
         raise UserError(f"process {blind[0]} does not see {checkpoint}; output_dir must be on storage that all share.")
     return checkpoint
+
+
+def refusal(config: TrainConfig, folder: Path, fingerprint: str, num_processes: int) -> str | None:
+    """What resuming the run in ``folder`` would be refused for; None if it would not, or there is none."""
+    checkpoint, complaints = newest_whole(folder)
+    try:
+        refuse_changes(config, folder)
+        if complaints and checkpoint is None:
+            raise UserError(f"{complaints[0]}, and there is no whole one.")
+        if checkpoint is not None:
+            compare_runs(json.loads((checkpoint / "state.json").read_text()), config, fingerprint, num_processes)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def compare_runs(saved: dict, config: TrainConfig, fingerprint: str, num_processes: int) -> str | None:

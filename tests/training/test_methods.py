@@ -1,8 +1,10 @@
 """Every method is a setting that trains, and what it makes can be loaded."""
 
 import json
+import math
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_runs import DATA, assert_same_weights, metrics, newest, tiny_run, tiny_trainer
 
 from ddpm_hf.__main__ import main as command
+from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.training import exported_pipeline, load_weights_of
@@ -42,6 +45,44 @@ def test_a_run_with_it_learns_and_loads(tmp_path, settings):
     image = pipeline(1, num_inference_steps=2, seed=0).images[0]
     assert image.mode == settings.get("image_mode", "L")
     assert image.size == ((32, 32) if settings.get("resize") == "crop" else (28, 28))
+
+
+def choices() -> list:
+    """Every value of every setting that has a list of them, compilation marked slow."""
+    found = []
+    for name, field in TrainConfig.model_fields.items():
+        for value in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            slow = name == "torch_compile" and value != "no"
+            found.append(pytest.param(name, value, marks=[pytest.mark.slow] if slow else [], id=f"{name}={value}"))
+    return found
+
+
+# what a value needs of other settings
+NEEDS = {
+    ("model", "unet2d"): {"class_conditional": False},
+    ("resize", "crop"): {"sample_size": 16},
+    ("resize", "area"): {"sample_size": 16},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), choices())
+def test_every_choice_of_every_setting_trains_and_samples(tmp_path, name, value):
+    """No value that is offered has never been run; a new one is run here by being offered."""
+    settings = {name: value, "max_train_steps": 4, "validation_split": None, **NEEDS.get((name, value), {})}
+    if (name, value) == ("mixed_precision", "fp16") and not torch.accelerator.is_available():
+        with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU"):
+            tiny_trainer(tmp_path, **settings)
+        return
+    tiny_run(tmp_path, **settings)
+    assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path))
+    (image,) = load_pipeline(tmp_path)(1, num_inference_steps=2, seed=0, output_type="pt").images
+    assert torch.isfinite(image).all() and image.std() > 0
+
+
+def test_all_choices_are_among_them():
+    assert {"resume=force", "model=unet2d", "loss_type=min_snr", "torch_compile=max-autotune"} <= {
+        choice.id for choice in choices()
+    }
 
 
 @pytest.mark.parametrize("model", ["my_unet", "unet2d"])

@@ -1,12 +1,14 @@
 """The command in processes of its own: kills, signals, two ranks, a full disk, mistakes."""
 
-import ast
+import functools
 import json
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import psutil
@@ -47,10 +49,12 @@ def test_ten_kills_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_killed_and_resumed(tmp_path):
-    """Two ranks over gloo, with accumulation, averages and a kill in the middle of an epoch."""
+    """Two ranks over gloo, with accumulation, averages, dropout and a kill in the middle of an epoch."""
+    random = ["--dropout", "0.1", "--horizontal_flip", "--ema_max_decay", "[0.9999, 0.9]"]
 
     def start(folder: Path):
-        return train_command(*TWO_RANKS, "--output_dir", str(folder), launcher=TORCHRUN, ACCELERATE_USE_CPU="1")
+        arguments = [*TWO_RANKS, *random, "--output_dir", str(folder)]
+        return train_command(*arguments, launcher=TORCHRUN, ACCELERATE_USE_CPU="1")
 
     assert "2 process(es)" in finish(start(tmp_path / "whole"))
     process = start(tmp_path / "broken")
@@ -89,9 +93,14 @@ def test_one_rank_and_two_are_the_same_run(tmp_path):
 # ---- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
-    arguments = [*SMOKE, "--max_train_steps", "100000", "--output_dir", str(tmp_path)]
+SAMPLING = ["--sample_steps", "5", "--num_samples", "1000"]  # long enough for a signal to fall into it
+
+
+@pytest.mark.parametrize(
+    ("number", "more"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGTERM, SAMPLING)], ids=str
+)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, more):
+    arguments = [*SMOKE, "--max_train_steps", "100000", *more, "--output_dir", str(tmp_path)]
     process = train_command(*arguments)
     wait_for((tmp_path / "metrics.jsonl").exists, process)
     wait_for(lambda: (tmp_path / "metrics.jsonl").stat().st_size, process)
@@ -105,6 +114,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     assert "the same command goes on from there" in output
     assert "Traceback" not in output
     assert (tmp_path / "report.html").exists()
+    if more:  # the step's line was written, its pictures were not
+        assert (step, list((tmp_path / "samples").iterdir())) == (5, [])
 
 
 def test_a_signal_before_the_first_step_leaves_nothing(tmp_path):
@@ -145,9 +156,6 @@ def test_all_ranks_stop_together(tmp_path, victim):
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_intact(tmp_path):
     """No file may grow beyond a limit that the weights pass, but the optimizer's state does not."""
-    import functools
-    import subprocess
-
     whole = [*SMOKE, "--max_train_steps", "4", "--checkpointing_steps", "2", "--output_dir", str(tmp_path)]
     finish(train_command(*whole, "--max_train_steps", "2"))
     sizes = {path.name: path.stat().st_size for path in newest(tmp_path).iterdir()}
@@ -207,24 +215,61 @@ def test_a_dry_run_prints_the_plan(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_script_header_is_what_the_trainer_needs():
-    """PEP 723: the dependencies are lines of requirements.txt, and all that the trainer's modules import."""
+# a run in a process that sees only what its first argument lists; PATHS are of all that is installed
+HIDING = """
+import importlib.machinery, json, sys
+hidden = set(json.loads(sys.argv[1]))
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else super().find_spec(name, path, target)
+sys.meta_path[:] = [Finder if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+import train
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def script_header() -> list[str]:
+    """The dependencies that train.py declares (PEP 723)."""
     text = (ROOT / "train.py").read_text()
     block = re.search(r"^# /// script\n(.*?)^# ///$", text, re.M | re.S)[1]
     header = "\n".join(line.removeprefix("#").removeprefix(" ") for line in block.splitlines())
-    lines = re.findall(r'^\s+"(.+)",$', header, re.M)
-    required = (ROOT / "requirements.txt").read_text().splitlines()
-    assert set(lines) <= set(required)
-    names = {re.split(r"[<>=]", line)[0] for line in lines}
-    imported = set()
-    for path in [*(ROOT / "ddpm_hf" / "training").glob("*.py"), *(ROOT / "ddpm_hf" / "data").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-    known = {"PIL": "pillow", "yaml": "pyyaml"}
-    optional = {"trackio", "pyarrow", "filelock"}  # the last two come with datasets
-    needed = {known.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"ddpm_hf"} - optional}
-    assert needed <= names
-    assert json.loads(json.dumps(lines)) == lines
+    return re.findall(r'^\s+"(.+)",$', header, re.M)
+
+
+def modules_not_of(requirements: list[str]) -> set[str]:
+    """Installed top-level modules that ``requirements`` and all that these need do not bring."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    brought, left = set(), [Requirement(line) for line in requirements]
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        extras = requirement.extras or {""}
+        if name in brought and extras == {""}:
+            continue
+        brought.add(name)
+        for line in distribution(name).requires or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                left.append(needed)
+    owners = packages_distributions()
+    return {module for module, names in owners.items() if not brought & {canonicalize_name(name) for name in names}}
+
+
+def test_the_script_header_is_what_the_trainer_needs(tmp_path):
+    """PEP 723: lines of requirements.txt, and a run with everything in it sees nothing else that is installed."""
+    lines = script_header()
+    assert set(lines) <= set((ROOT / "requirements.txt").read_text().splitlines())
+    hidden = modules_not_of(lines)
+    assert {"gradio", "pytest", "trackio"} <= hidden
+    arguments = [*SMOKE, "--max_train_steps", "4", "--score_features", moments_file(tmp_path / "features.pt")]
+    arguments += ["--score_images", "12", "--report_to", "auto", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-c", HIDING, json.dumps(sorted(hidden)), *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "could not be written" not in result.stdout
+    (line,) = metrics(tmp_path / "run")
+    assert {"validation_loss", "frechet_distance"} <= set(line)
+    assert {"report.html", "pipeline", "loss.png"} <= {path.name for path in (tmp_path / "run").iterdir()}

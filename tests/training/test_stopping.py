@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from accelerate.state import AcceleratorState
+from helpers import moments_file
 from tiny_runs import assert_same_weights, metrics, tiny_run, tiny_trainer, untimed
 
 from ddpm_hf.stopping import StopRequested, StopSignal
@@ -24,16 +25,18 @@ class StopAt(StopSignal):
 
 
 def test_a_stop_at_any_check_is_resumed_to_the_bit(tmp_path, capsys):
-    """Checks lie between steps, in the validation and in the sampling; a run is ended at ever later ones of them."""
+    """Checks lie between steps, in the validation, the sampling and the score; a run is ended at ever later ones."""
     folder = tmp_path / "whole"
     stop = StopAt(10**6)
-    tiny_run(folder, stop)
+    score = {"score_features": moments_file(tmp_path / "features.pt"), "score_steps": 6, "score_images": 10}
+    score |= {"max_images": 200}
+    tiny_run(folder, stop, **score)
     checks = 10**6 - stop.left
     run, stops = tmp_path / "run", 0
     where = set()
     while True:
         AcceleratorState._reset_state(True)
-        trainer = tiny_run(run, StopAt(3 + 4 * stops))
+        trainer = tiny_run(run, StopAt(3 + 4 * stops), **score)
         if trainer.state.step == 12 and (run / "pipeline").exists():
             break
         stops += 1

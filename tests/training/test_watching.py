@@ -7,11 +7,12 @@ import pytest
 import torch
 from helpers import Moments, moments_file
 from PIL import Image
-from tiny_runs import metrics, tiny_run, tiny_trainer
+from tiny_runs import metrics, newest, tiny_run, tiny_trainer
 
 from ddpm_hf.data import mixed_seed
 from ddpm_hf.errors import UserError
 from ddpm_hf.training.plan import forward_gflop, plan
+from ddpm_hf.training.resuming import refusal
 from ddpm_hf.training.validation import BATCH, BUCKETS, Validation
 
 
@@ -197,6 +198,20 @@ def test_the_plan_says_what_it_would_do_and_writes_nothing(tmp_path):
         "  pictures",
         "  pipeline",
     }
+
+
+def test_the_plan_says_what_would_be_refused(tmp_path):
+    tiny_run(tmp_path / "run", max_train_steps=4)
+    lines = dict(plan(tiny_trainer(tmp_path / "run", max_train_steps=4)))
+    assert "  resuming" not in lines
+    lines = dict(plan(tiny_trainer(tmp_path / "run", max_train_steps=4, seed=3)))
+    assert lines["  resuming"].startswith(f"would be refused: {tmp_path / 'run'} holds a run with seed=0, not 3.")
+    assert lines["steps"].startswith("4 of 8 images, ")
+    state = newest(tmp_path / "run") / "state.json"
+    config = tiny_trainer(tmp_path / "run", max_train_steps=4).config
+    assert refusal(config, tmp_path / "run", "other images", 1).endswith("goes on with the new ones.")
+    state.write_text("{}")
+    assert "state.json has 2 bytes" in refusal(config, tmp_path / "run", "", 1)
 
 
 def test_the_flops_of_a_convolution_are_counted(tmp_path):
