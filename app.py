@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
 
     def run():
         arguments = _parse(argv)
-        _serve(arguments.model or os.environ.get("MODEL_ID") or None, arguments.port)
+        _serve(arguments)
 
     try:
         return run_command(run)
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="app.py", description="Watch a diffusion model turn noise into pictures, in a browser.")
     parser.add_argument("--model", help="folder or Hub id of a pipeline (default: $MODEL_ID, or the embedded model)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id (default: $MODEL_REVISION)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a foreign model brings")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     arguments = parser.parse_args(argv)
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
@@ -32,12 +34,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _serve(model: str | None, port: int | None):
+def _serve(arguments: argparse.Namespace):
     from ddpm_hf.devices import best_device, best_dtype
-    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.hub import load_allowed
 
-    device = best_device()
-    pipeline = load_pipeline(model, device=device, dtype=best_dtype(device))
+    model, port = arguments.model or os.environ.get("MODEL_ID") or None, arguments.port
+    revision, device = arguments.revision or os.environ.get("MODEL_REVISION") or None, best_device()
+    trust = arguments.trust_remote_code
+    pipeline = load_allowed(model, revision=revision, trust_remote_code=trust, device=device, dtype=best_dtype(device))
 
     # after the model, so that a wrong one is told at once: this takes seconds
     from ddpm_hf.ui.look import launch_options

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from ddpm_hf.commands import evaluate, noise, train_features
+from ddpm_hf.commands import deploy_space, evaluate, noise, train_features
 from ddpm_hf.errors import Parser, UserError, run_command
 from ddpm_hf.files import write_whole
 
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--batch-size", type=int, default=64, help="pictures made at once (default 64)")
     sample.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
     sample.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    sample.add_argument("--trust-remote-code", action="store_true", help="run the code that a foreign model brings")
     sample.add_argument(
         "--output", required=True, help=".png: a grid; .gif, .webp, .mp4: the denoising; .npz: arrays images and labels"
     )
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, help="folder of the pipeline")
     export.add_argument("--weights", help="of a run: raw, or the decay of one of its averages (default its first)")
     export.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
+    export.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    export.add_argument("--fp16-variant", action="store_true", help='float16 weights too, for variant="fp16"')
     export.add_argument("--max-shard-size", help="split the weights into files of at most so much, such as 15MB")
     export.set_defaults(run=_export)
 
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--tag", help="for the commit")
     push.add_argument("--license", help="of the weights, for the card, such as apache-2.0")
     push.set_defaults(run=_push)
+    deploy_space.add_parser(commands)
     return parser
 
 
@@ -91,12 +95,18 @@ def _sample(arguments):
     import torch
 
     from ddpm_hf.devices import best_device, best_dtype
-    from ddpm_hf.hub import load_pipeline
+    from ddpm_hf.hub import load_allowed
     from ddpm_hf.sampling import generate, labels_by_name, with_sampler
 
     device = best_device()
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    pipeline = load_pipeline(arguments.model, revision=arguments.revision, dtype=dtype, device=device)
+    pipeline = load_allowed(
+        arguments.model,
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
+        dtype=dtype,
+        device=device,
+    )
     result = generate(
         with_sampler(pipeline, arguments.scheduler),
         arguments.num_images,
@@ -145,7 +155,7 @@ def _export(arguments):
     from ddpm_hf.hub import as_stock, export_pipeline, load_pipeline
 
     if arguments.weights is None:
-        pipeline = load_pipeline(arguments.model)
+        pipeline = load_pipeline(arguments.model, revision=arguments.revision)
     else:
         from ddpm_hf.training import load_weights_of
 
@@ -153,8 +163,14 @@ def _export(arguments):
     size = arguments.max_shard_size
     if size is not None and not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", size):
         raise UserError(f"--max-shard-size must be like 15MB, got {size!r}.")
+    if arguments.half and arguments.fp16_variant:
+        raise UserError("--half stores float16 alone, --fp16-variant beside the weights as they are: give one of both.")
     export_pipeline(
-        arguments.output, as_stock(pipeline), dtype=torch.float16 if arguments.half else None, max_shard_size=size
+        arguments.output,
+        as_stock(pipeline),
+        dtype=torch.float16 if arguments.half else None,
+        fp16_variant=arguments.fp16_variant,
+        max_shard_size=size,
     )
     print(f"wrote {arguments.output}")
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "ui"))
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
 from casdouble import XetHub
 

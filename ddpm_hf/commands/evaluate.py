@@ -50,6 +50,7 @@ def add_parser(commands):
     parser.add_argument("--batch-size", type=int, default=64, help="images made at once (default 64)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a foreign model brings")
     parser.add_argument("--no-figures", action="store_true", help="write the report alone")
     parser.add_argument("--output", required=True, help="FILE.json; FILE-samples.png and FILE-neighbours.png beside it")
     parser.set_defaults(run=run)
@@ -182,9 +183,12 @@ def _generated(arguments) -> Judged:
 
 def _pipeline(arguments, dtype, device):
     if arguments.weights is None:
-        from ddpm_hf.hub import load_pipeline
+        from ddpm_hf.hub import load_allowed
 
-        return load_pipeline(arguments.model, revision=arguments.revision, dtype=dtype, device=device)
+        trust = arguments.trust_remote_code
+        return load_allowed(
+            arguments.model, revision=arguments.revision, trust_remote_code=trust, dtype=dtype, device=device
+        )
     from ddpm_hf.training import load_weights_of
 
     return load_weights_of(arguments.model, arguments.weights).to(device, dtype)

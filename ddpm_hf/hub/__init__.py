@@ -11,6 +11,7 @@ _HOME_OF = {
     "deploy_space": "space",
     "export_pipeline": "export",
     "is_replaceable": "export",
+    "load_allowed": "trusted",
     "load_pipeline": "loading",
     "push": "publishing",
 }

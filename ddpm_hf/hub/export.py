@@ -28,6 +28,7 @@ def export_pipeline(
     pipeline: DiffusionPipeline,
     *,
     dtype: torch.dtype | None = None,
+    fp16_variant: bool = False,
     max_shard_size: str | None = None,
 ) -> Path:
     """Write ``pipeline`` as a folder that loads with diffusers alone, from the folder or from the Hub.
@@ -39,6 +40,7 @@ def export_pipeline(
         folder: created; an exported pipeline in its place is replaced as a whole.
         pipeline: the weights are written as safetensors.
         dtype: floating-point type of the stored weights; None keeps them as they are.
+        fp16_variant: store float16 weights too, beside them, which ``from_pretrained(..., variant="fp16")`` takes.
         max_shard_size: largest file of weights, such as "15MB"; None is diffusers' own limit.
 
     Raises:
@@ -51,13 +53,18 @@ def export_pipeline(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         partial = Path(parent) / "new"
         try:
-            _write_pipeline(partial, pipeline, dtype, max_shard_size)
+            _write_pipeline(partial, pipeline, dtype, fp16_variant, max_shard_size)
         except Exception as error:  # safetensors and the system each raise their own for a full disk
             raise UserError(f"pipeline {folder.name} could not be written: {one_line(error)}") from error
         if folder.exists():
             folder.rename(Path(parent) / "old")  # deleted with ``parent``, when the new one is in place
         partial.rename(folder)
     return folder
+
+
+def is_ours(pipeline: DiffusionPipeline) -> bool:
+    """Whether it is a MyDDPMPipeline: the installed class, or that of the code which came with a model."""
+    return type(pipeline).__name__ == MyDDPMPipeline.__name__
 
 
 def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
@@ -79,10 +86,13 @@ def is_replaceable(folder: Path) -> bool:
     return not any(folder.iterdir()) or ((folder / "model_index.json").is_file() and not (folder / ".git").exists())
 
 
-def _write_pipeline(folder: Path, pipeline, dtype: torch.dtype | None, max_shard_size: str | None):
-    unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
+def _write_pipeline(folder: Path, pipeline, dtype, fp16_variant: bool, max_shard_size: str | None):
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
     unet.save_pretrained(folder / "unet", safe_serialization=True, **shards)
+    if fp16_variant:
+        half = _cast(pipeline.unet, torch.float16)
+        half.save_pretrained(folder / "unet", safe_serialization=True, variant="fp16", **shards)
     _forget_origin(folder / "unet" / "config.json")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     components = {
@@ -90,7 +100,7 @@ def _write_pipeline(folder: Path, pipeline, dtype: torch.dtype | None, max_shard
         "unet": _component(folder / "unet", pipeline.unet, unet_module),
         "scheduler": _component(folder / "scheduler", pipeline.scheduler, scheduler_module),
     }
-    if isinstance(pipeline, MyDDPMPipeline):
+    if is_ours(pipeline):
         index = {"_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"], **components}
         index |= {name: pipeline.config.get(name) for name in PIPELINE_OPTIONS}
     else:  # one of diffusers' own, which needs no code

@@ -7,7 +7,7 @@ import torch
 
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.contents import pipeline_in, read_object
-from ddpm_hf.hub.retries import again
+from ddpm_hf.hub.fetching import fetch, weight_files
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler
 from ddpm_hf.unet import MyUNet
@@ -15,7 +15,14 @@ from ddpm_hf.unet import MyUNet
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent.parent / "pretrained" / "fashion_mnist_small"
 OWN_CLASSES = {"MyUNet": MyUNet, "MyDDPMScheduler": MyDDPMScheduler}
 LARGEST_OUTPUT = 4096  # pixels a side that images are scaled to
-LOADED_FILES = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+
+
+class UnknownClass(UserError):
+    """A component is of a class that is neither ours nor diffusers'. folder: of the model, code: its file there."""
+
+    def __init__(self, line: str, folder: Path | None = None, code: str | None = None):
+        super().__init__(line)
+        self.folder, self.code = folder, code
 
 
 def load_pipeline(
@@ -23,6 +30,7 @@ def load_pipeline(
     *,
     revision: str | None = None,
     token: str | None = None,
+    variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> MyDDPMPipeline:
@@ -31,30 +39,37 @@ def load_pipeline(
     Args:
         model: folder of a pipeline or of a training run, or Hub id; None is the model that ships with the repository.
         revision, token: branch, tag or commit of a Hub id, and the token to fetch it with.
+        variant: of the weights, such as fp16, where the model has several.
         dtype: what the network computes in. Sampling keeps the images in float32.
         device: where the network runs.
 
     Raises:
         UserError: if there is no such model, it is not such a pipeline, or its weights are pickles.
     """
-    folder = _local_folder(model, revision, token)
+    folder = _local_folder(model, revision, token, variant)
     index = read_object(folder / "model_index.json", model)
-    unet_class = _class_of(index, "unet", {"UNet2DModel"}, model)
-    scheduler_class = _class_of(index, "scheduler", set(MyDDPMScheduler._compatibles), model)
-    if not any((folder / "unet").glob("*.safetensors")):
-        raise UserError(f"model {model} has no safetensors weights; pickled weights can run code and are not loaded.")
+    unet_class, scheduler_class = check_classes(index, model, folder)
+    _check_weight_files(folder, variant, model)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         raise UserError(f"model {model} has no scheduler/scheduler_config.json: it is not an exported pipeline.")
     try:
         unet, info = unet_class.from_pretrained(
-            folder / "unet", use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            folder / "unet", use_safetensors=True, variant=variant, torch_dtype=dtype, output_loading_info=True
         )
         _check_weights(unet, info)
         unet = unet.eval().to(torch.device(device))
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        return MyDDPMPipeline(unet, scheduler, **_pipeline_options(index, unet, scheduler))
+        return MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler))
     except Exception as error:
         raise UserError(f"model {model} cannot be loaded: {one_line(error)}") from error
+
+
+def _check_weight_files(folder: Path, variant: str | None, model):
+    if any(next(folder.glob(pattern), None) for pattern in weight_files(variant)):
+        return
+    if variant is not None:
+        raise UserError(f"model {model} has no safetensors weights of the variant {variant!r}.")
+    raise UserError(f"model {model} has no safetensors weights; pickled weights can run code and are not loaded.")
 
 
 def _check_weights(unet: torch.nn.Module, info: dict):
@@ -67,7 +82,7 @@ def _check_weights(unet: torch.nn.Module, info: dict):
             raise ValueError(f"its weights are broken: {name} is not finite.")
 
 
-def _pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
+def pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
     """The pipeline's own settings from model_index.json, checked."""
     size, options = unet.config.sample_size, {"output_resize": index.get("output_resize")}
     if options["output_resize"] is not None and not isinstance(options["output_resize"], bool):
@@ -89,58 +104,48 @@ def _pipeline_options(index: dict, unet: torch.nn.Module, scheduler) -> dict:
     return options
 
 
-def _local_folder(model: str | Path | None, revision: str | None, token: str | None) -> Path:
+def _local_folder(model: str | Path | None, revision: str | None, token: str | None, variant: str | None) -> Path:
     if model is None:
         if not EMBEDDED_MODEL.is_dir():
             raise UserError("no model was named, and the one that ships with the repository is not there.")
         return EMBEDDED_MODEL
     if Path(model).is_dir():
         return pipeline_in(Path(model))
-    name = str(model)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(model).exists():
-        raise UserError(f"model {name} is not there: give the folder of an exported pipeline, or a Hub id.")
-    return _download(name, revision, token)
+    if not is_hub_id(model):
+        raise UserError(f"model {model} is not there: give the folder of an exported pipeline, or a Hub id.")
+    return fetch(str(model), revision=revision, token=token, variant=variant)
 
 
-def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
-    """The repository's configuration and weights in the local cache, fetched or, offline, found there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(
-            again(lambda: snapshot_download(repo_id, revision=revision, token=token, allow_patterns=LOADED_FILES))
-        )
-    except GatedRepoError:
-        raise UserError(f"model {repo_id} is gated: ask for access on its page, then log in.") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"model {repo_id} is neither a folder here nor a repository you can see on the Hub.") from None
-    except RevisionNotFoundError:
-        raise UserError(f"model {repo_id} has no revision {revision!r}.") from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"model {repo_id} is no folder here, not in the cache, and the Hub cannot be reached."
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"model {repo_id} cannot be fetched: {one_line(error)}") from None
-    except HFValidationError:
-        raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+def is_hub_id(model: str | Path | None) -> bool:
+    """Whether ``load_pipeline`` takes it for a Hub id."""
+    if model is None or Path(model).exists():
+        return False
+    return str(model).count("/") <= 1 and not str(model).startswith((".", "/", "~"))
 
 
-def _class_of(index: dict, component: str, stock: set[str], model):
-    """The class of a component: ours by name, or one of the ``stock`` classes of diffusers; never code of the repo."""
+def check_classes(index: dict, model: str | Path | None, folder: Path | None = None) -> tuple[type, type]:
+    """The classes of network and scheduler that model_index.json names: ours, or diffusers' own; never the model's.
+
+    Args:
+        folder: of the model, where code of its own may lie.
+
+    Raises:
+        UnknownClass: if one is neither.
+    """
+    stock = {"unet": {"UNet2DModel"}, "scheduler": set(MyDDPMScheduler._compatibles)}
+    return tuple(_class_of(index, component, names, model, folder) for component, names in stock.items())
+
+
+def _class_of(index: dict, component: str, stock: set[str], model, folder: Path | None):
     entry = index.get(component)
-    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    module, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
     if name in OWN_CLASSES:
         return OWN_CLASSES[name]
     if name in stock and hasattr(diffusers, name):
         return getattr(diffusers, name)
     known = ", ".join(sorted({*OWN_CLASSES, *stock}))
-    raise UserError(f"model {model} has a {component} of class {name}; known are {known}.")
+    line = f"model {model} has a {component} of class {name}; known are {known}."
+    code = None
+    if folder is not None and isinstance(module, str) and (folder / component / f"{module}.py").is_file():
+        code = f"{component}/{module}.py"
+    raise UnknownClass(line, folder, code)

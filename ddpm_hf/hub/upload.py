@@ -42,7 +42,8 @@ class Upload:
         tag: for the commit.
         keep_tag: what becomes of a tag that another commit has: it is kept there, or (False) nothing is uploaded.
         card: what README.md is filled with, if it is to be a model card.
-        space_sdk, variables, secrets, hardware: of a Space.
+        marker: a file that the repository must have if it is not empty; one without is somebody else's.
+        space_sdk, variables, secrets, hardware: of a Space; a variable that is None is deleted.
         limits: how long to try.
     """
 
@@ -55,8 +56,9 @@ class Upload:
     tag: str | None = None
     keep_tag: bool = False
     card: dict | None = None
+    marker: str | None = None
     space_sdk: str | None = None
-    variables: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str | None] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     hardware: str | None = None
     limits: Limits = USUAL
@@ -164,9 +166,9 @@ def carry_out(upload: Upload) -> dict:
             "it exists and is public, nothing was uploaded; make it private on its settings page, choose another name, "
             "or push without asking for a private one."
         )
+    _refuse_others(before, upload)
     tagged = _tagged(api, upload) if upload.tag else None
-    for key, value in upload.variables.items():
-        again(lambda key=key, value=value: api.add_space_variable(repo_id, key, value), limits)
+    _set_variables(api, upload)
     for key, value in upload.secrets.items():
         again(lambda key=key, value=value: api.add_space_secret(repo_id, key, value), limits)
     with tempfile.TemporaryDirectory() as scratch:
@@ -216,6 +218,25 @@ def _tagged(api, upload: Upload) -> str | None:
     """The commit that has the upload's tag already."""
     refs = again(lambda: api.list_repo_refs(upload.repo_id, repo_type=upload.repo_type), upload.limits)
     return next((ref.target_commit for ref in refs.tags if ref.name == upload.tag), None)
+
+
+def _refuse_others(before, upload: Upload):
+    names = {sibling.rfilename for sibling in before.siblings or ()} - {"README.md", ".gitattributes"}
+    if upload.marker and names and upload.marker not in names:
+        raise UserError("it exists and holds something else, nothing was uploaded; choose another name.")
+
+
+def _set_variables(api, upload: Upload):
+    """The variables of a Space; one that is so already is left alone, for each change restarts it."""
+    if not upload.variables:
+        return
+    repo_id, limits = upload.repo_id, upload.limits
+    present = again(lambda: api.get_space_variables(repo_id), limits)
+    for key, value in upload.variables.items():
+        if value is None and key in present:
+            again(lambda key=key: api.delete_space_variable(repo_id, key), limits)
+        elif value is not None and (key not in present or present[key].value != value):
+            again(lambda key=key, value=value: api.add_space_variable(repo_id, key, value), limits)
 
 
 def _with_card(api, upload: Upload, scratch: Path) -> Upload:

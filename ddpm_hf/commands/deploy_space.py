@@ -1,0 +1,61 @@
+"""``python -m ddpm_hf deploy-space``: a Space that shows a model, made or brought up to date."""
+
+from pathlib import Path
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "deploy-space",
+        help="make a Space that shows a model",
+        description="Make a Space that shows a model, or bring it up to date: the app, the package and their settings.",
+    )
+    parser.add_argument("--space-id", required=True, help="name/space")
+    parser.add_argument("--model", help="Hub id, or a folder, which is uploaded with it; default: the embedded model")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id; default: always the newest")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    parser.add_argument("--title", help="of the Space; default: the model's name")
+    parser.add_argument("--hardware", help="that a new Space asks for, such as t4-small; default: the free one")
+    parser.add_argument("--zero-gpu", action="store_true", help="hardware, requirements and Python of ZeroGPU")
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable that becomes a secret of the Space, such as HF_TOKEN for a private model",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and upload nothing")
+    parser.set_defaults(run=run)
+
+
+def run(arguments):
+    from ddpm_hf.hub.space import prepared_space
+    from ddpm_hf.hub.upload import send
+
+    with prepared_space(
+        arguments.space_id,
+        arguments.model,
+        revision=arguments.revision,
+        private=arguments.private,
+        title=arguments.title,
+        hardware=arguments.hardware,
+        zero_gpu=arguments.zero_gpu,
+        secrets=arguments.secret,
+    ) as (upload, advice):
+        if arguments.dry_run:
+            _show(upload)
+        else:
+            answer = send(upload)
+            print(f"{'deployed' if answer['changed'] else 'unchanged:'} {answer['url']}")
+    for line in advice:
+        print(line)
+
+
+def _show(upload):
+    sizes = {name: Path(path).stat().st_size for name, path in upload.files.items()}
+    print(f"Space {upload.repo_id} would hold {len(sizes)} files of {sum(sizes.values()):,} bytes:\n")
+    for name, size in sizes.items():
+        print(f"{size:>12,}  {name}")
+    for name in ("README.md", "requirements.txt"):
+        print(f"\n{name}:\n\n{Path(upload.files[name]).read_text(encoding='utf-8').rstrip()}")
+    print("\nvariables: " + ", ".join(f"{key}={value}" for key, value in upload.variables.items() if value))
+    print(f"secrets: {', '.join(upload.secrets) or 'none'}\nnothing was uploaded.")

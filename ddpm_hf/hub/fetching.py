@@ -1,0 +1,101 @@
+"""Models of the Hub in the local cache: fetched again where that helps, resumed, or found there when offline.
+
+Code that comes with a model is fetched too, so that it can be read; nothing here runs it.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.hub.retries import LOG_IN, Limits, again, explained, is_passing
+
+LIMITS = Limits(silence=20.0)
+SETTINGS_AND_CODE = ["model_index.json", "unet/config.json", "scheduler/*.json", "*.py", "*/*.py"]
+
+
+def weight_files(variant: str | None = None) -> list[str]:
+    """Patterns of the files that a network's weights are in, whole or in parts; ``variant`` as in from_pretrained."""
+    end = "" if variant is None else f".{variant}"
+    return [
+        f"unet/diffusion_pytorch_model{end}.safetensors",
+        f"unet/diffusion_pytorch_model{end}-*-of-*.safetensors",
+        f"unet/diffusion_pytorch_model.safetensors.index{end}.json",
+    ]
+
+
+def fetch(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    variant: str | None = None,
+    limits: Limits = LIMITS,
+) -> Path:
+    """The folder of the cache that holds a model: its name is the hash of the commit.
+
+    A download that broke goes on where it stopped. Where the Hub cannot be reached, or HF_HUB_OFFLINE is set, what is
+    in the cache is taken, if it is whole.
+
+    Args:
+        revision: branch, tag or commit; None is the main branch.
+        token: None is the one that is logged in with.
+        variant: of the weights.
+        limits: how long to try. What is in the cache is turned to after the second attempt.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be had.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    options = {"revision": revision, "allow_patterns": SETTINGS_AND_CODE + weight_files(variant)}
+
+    def download():
+        try:
+            return snapshot_download(repo_id, token=token, **options)
+        except LocalEntryNotFoundError as error:  # what the client makes of a failure on the way
+            raise error.__cause__ if isinstance(error.__cause__, Exception) else error from None
+
+    try:
+        cached = snapshot_download(repo_id, local_files_only=True, **options)
+    except LocalEntryNotFoundError:
+        cached = None
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+    attempts = replace(limits, attempts=2) if cached else limits
+    ask = partial(HfApi(token=token).model_info, repo_id, revision=revision, timeout=limits.silence)
+    try:
+        again(ask, attempts)  # a Hub that never answers is noticed here: what comes next has no time-out
+        return Path(again(download, attempts))
+    except OfflineModeIsEnabled:
+        if cached is None:
+            wanted = repo_id if revision is None else f"{repo_id} of revision {revision}"
+            raise UserError(
+                f"model {wanted} is not, or not wholly, in the cache, and HF_HUB_OFFLINE is set; load it once online."
+            ) from None
+    except Exception as error:  # the client's, its HTTP library's, Xet's and the system's
+        if cached is None or not is_passing(error):
+            raise refusal(error, repo_id, revision, limits) from None
+    return Path(cached)
+
+
+def refusal(error: Exception, repo_id: str, revision: str | None, limits: Limits = LIMITS) -> UserError:
+    """One line of why a model cannot be had, and what would be right."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return UserError(f"model {repo_id} is gated: ask for access on {constants.ENDPOINT}/{repo_id}, and {LOG_IN}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(
+            f"model {repo_id} is neither a folder here nor a repository you can see on the Hub; for a private one, "
+            f"{LOG_IN}."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"model {repo_id} has no revision {revision!r}.")
+    if isinstance(error, OSError) and error.errno is not None and not is_passing(error):
+        return UserError(f"model {repo_id} cannot be kept in the cache: {one_line(error)}")
+    return UserError(f"model {explained(error, repo_id, limits)}")

@@ -1,0 +1,257 @@
+"""A Space that shows a model: the files of its repository, and their upload."""
+
+import contextlib
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.retries import Limits, again
+from ddpm_hf.hub.upload import Upload, send
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+OF_PACKAGE = (".py", ".jinja", ".css", ".html", ".js")
+# What only training, data sets, evaluation and model cards need; what is not named here, a Space installs.
+NOT_OF_SPACE = {"accelerate", "datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity", "torchvision"}
+ZERO_GPU = {"hardware": "zero-a10g", "python": "3.12", "torch": "torch>=2.8,<2.12"}  # what ZeroGPU has
+FREE = "cpu-basic"
+SETTINGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+IN_SPACE = "model"  # folder of a model that is not on the Hub
+STALE = ["ddpm_hf/*", f"{IN_SPACE}/*"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The model of a Space. model_id: what MODEL_ID is to be. files: of a model that goes into the Space itself."""
+
+    model_id: str
+    title: str
+    on_hub: bool = False
+    private: bool = False
+    datasets: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def deploy_space(
+    space_id: str,
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    title: str | None = None,
+    hardware: str | None = None,
+    zero_gpu: bool = False,
+    secrets: Sequence[str] = (),
+    limits: Limits | None = None,
+    quiet: bool = False,
+) -> str:
+    """Make a Space that shows a model, or bring one up to date; nothing is committed where nothing has changed.
+
+    Args:
+        space_id: name/space, or a Space of the token's owner.
+        model: Hub id, which the Space fetches; or a folder, which is uploaded with it; None is the embedded model.
+        revision: branch, tag or commit of a Hub id; None follows its main branch.
+        private: True makes a new Space private, and refuses one that exists and is public.
+        token: None is the one that is logged in with.
+        title: of the page of the Space; None is made of the model's name.
+        hardware: that a new Space asks for, such as t4-small; None is the free one.
+        zero_gpu: the hardware, requirements and Python version of ZeroGPU.
+        secrets: names of environment variables that become secrets of the Space, HF_TOKEN for one; none by itself.
+        limits: how long to try.
+        quiet: no progress bars.
+
+    Returns:
+        The Space's address.
+
+    Raises:
+        UserError: if the model cannot be shown, a Space of that name is another app, or the Hub refuses.
+    """
+    options = {"revision": revision, "private": private, "token": token, "title": title, "hardware": hardware}
+    options |= {"zero_gpu": zero_gpu, "secrets": secrets, "limits": limits}
+    with prepared_space(space_id, model, **options) as (upload, advice):
+        url = send(upload, token, quiet=quiet)["url"]
+    for line in advice:
+        warnings.warn(line, stacklevel=2)
+    return url
+
+
+@contextlib.contextmanager
+def prepared_space(
+    space_id: str,
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    title: str | None = None,
+    hardware: str | None = None,
+    zero_gpu: bool = False,
+    secrets: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Iterator[tuple[Upload, list[str]]]:
+    """The upload that ``deploy_space`` sends, and lines of advice; its files exist as long as the context lasts."""
+    if not (CHECKOUT / "app.py").is_file():
+        raise UserError("app.py is not beside the package: deploy-space takes it from a checkout of the repository.")
+    if zero_gpu and hardware not in (None, ZERO_GPU["hardware"]):
+        raise UserError(f"--zero-gpu is hardware of its own; {hardware} would be another: give one of both.")
+    hardware = ZERO_GPU["hardware"] if zero_gpu else hardware
+    values = _secrets(secrets)
+    shown = shown_model(model, revision, token)
+    with tempfile.TemporaryDirectory(prefix="ddpm-hf-space-") as temporary:
+        written = {
+            "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, zero_gpu=zero_gpu),
+            "requirements.txt": space_requirements(zero_gpu),
+        }
+        files = {"app.py": CHECKOUT / "app.py", **_package_files(), **shown.files}
+        for name, text in written.items():
+            files[name] = Path(temporary) / name
+            files[name].write_text(text, encoding="utf-8")
+        upload = Upload(
+            space_id,
+            {name: str(path) for name, path in sorted(files.items())},
+            f"Show {shown.title}",
+            stale=STALE,
+            repo_type="space",
+            private=private,
+            space_sdk="gradio",
+            marker="ddpm_hf/__init__.py",
+            variables={"MODEL_ID": shown.model_id, "MODEL_REVISION": revision},
+            secrets=values,
+            hardware=hardware,
+            **({} if limits is None else {"limits": limits}),
+        )
+        yield upload, _advice(shown, values)
+
+
+# ---- the model
+
+
+def shown_model(model: str | Path | None, revision: str | None = None, token: str | None = None) -> Shown:
+    """What a Space is to show, looked at before anything is uploaded.
+
+    Raises:
+        UserError: if there is no such model, or the app could not load it there, where no code of a model is run.
+    """
+    from ddpm_hf.hub.loading import EMBEDDED_MODEL, is_hub_id
+
+    if model is not None and is_hub_id(model):
+        return _on_hub(str(model), revision, token)
+    if revision is not None:
+        raise UserError(f"--revision is for a model of the Hub; {model} is none.")
+    folder = EMBEDDED_MODEL if model is None else Path(model)
+    return _in_folder(folder, folder.resolve().name)
+
+
+def _in_folder(folder: Path, title: str) -> Shown:
+    from ddpm_hf.hub.contents import contents_of
+    from ddpm_hf.hub.loading import check_classes, weight_files
+
+    contents = contents_of(folder)
+    check_classes(contents.index, folder)
+    wanted = [re.compile(p.replace(".", r"\.").replace("*", "[^/]*")) for p in (*SETTINGS, *weight_files())]
+    files = {name: path for name, path in contents.files.items() if any(p.fullmatch(name) for p in wanted)}
+    return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": path for name, path in files.items()})
+
+
+def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    from ddpm_hf.hub.contents import read_object
+    from ddpm_hf.hub.fetching import LIMITS, refusal
+    from ddpm_hf.hub.loading import check_classes
+
+    api = HfApi(token=token)
+    try:
+        info = again(lambda: api.model_info(repo_id, revision=revision, timeout=LIMITS.silence), LIMITS)
+        index = again(lambda: api.hf_hub_download(repo_id, "model_index.json", revision=info.sha), LIMITS)
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+    except EntryNotFoundError:
+        raise UserError(f"model {repo_id} has no model_index.json: it is not an exported pipeline.") from None
+    except Exception as error:
+        raise refusal(error, repo_id, revision) from None
+    check_classes(read_object(Path(index), repo_id), repo_id)
+    names = [sibling.rfilename for sibling in info.siblings]
+    if not any(re.fullmatch(r"unet/diffusion_pytorch_model[^/]*\.safetensors", name) for name in names):
+        raise UserError(f"model {repo_id} has no safetensors weights; a Space loads no others.")
+    data = (info.card_data or {}).get("datasets") or []
+    data = [data] if isinstance(data, str) else list(data)
+    return Shown(repo_id, repo_id.split("/")[-1], on_hub=True, private=bool(info.private or info.gated), datasets=data)
+
+
+# ---- the files
+
+
+def _package_files() -> dict[str, Path]:
+    package = CHECKOUT / "ddpm_hf"
+    paths = [path for path in package.rglob("*") if path.suffix in OF_PACKAGE and "__pycache__" not in path.parts]
+    return {path.relative_to(CHECKOUT).as_posix(): path for path in paths}
+
+
+def space_requirements(zero_gpu: bool = False) -> str:
+    """requirements.txt of a Space: the repository's own without what the app does not need."""
+    lines = [] if not zero_gpu else ["spaces"]
+    for line in (CHECKOUT / "requirements.txt").read_text().splitlines():
+        name = re.match(r"[\w.-]*", line)[0].lower().replace("_", "-")
+        if name and name not in NOT_OF_SPACE:
+            lines.append(ZERO_GPU["torch"] if zero_gpu and name == "torch" else line)
+    return "\n".join(lines) + "\n"
+
+
+def space_card(shown: Shown, space_id: str, *, title: str | None, hardware: str, zero_gpu: bool) -> str:
+    """README.md of a Space: the repository's own front matter, made that of the model, and what it shows."""
+    front = front_matter((CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    front |= {"title": title or shown.title, "suggested_hardware": hardware}
+    if zero_gpu:
+        front["python_version"] = ZERO_GPU["python"]
+    if shown.on_hub:
+        front["models"] = [shown.model_id]
+        if not shown.private:  # a Space is built without its owner's rights
+            front["preload_from_hub"] = [shown.model_id]
+    if shown.datasets:
+        front["datasets"] = shown.datasets
+    what = f"[{shown.model_id}](https://huggingface.co/{shown.model_id})" if shown.on_hub else shown.title
+    given = f" --model {shown.model_id}" if shown.on_hub else ""
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
+        f"# {front['title']}\n\n"
+        f"Watch {what} turn noise into pictures, step by step; programs call `/generate`.\n\n"
+        f"Made with ddpm_hf: `python -m ddpm_hf deploy-space --space-id {space_id}{given}`, which also brings it up to "
+        f"date.\n"
+    )
+
+
+def front_matter(text: str) -> dict:
+    """The YAML at the start of a README."""
+    return yaml.safe_load(re.match(r"---\n(.*?\n)---\n", text, flags=re.DOTALL)[1])
+
+
+# ---- the Space
+
+
+def _advice(shown: Shown, secrets: dict[str, str]) -> list[str]:
+    if not shown.private or "HF_TOKEN" in secrets:
+        return []
+    return [
+        f"{shown.model_id} is not public: the Space needs a token that may read it. Set HF_TOKEN to one that may only "
+        f"read, and deploy again with --secret HF_TOKEN."
+    ]
+
+
+def _secrets(names: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UserError("--secret takes the name of an environment variable, such as HF_TOKEN, not the secret.")
+        if not os.environ.get(name):
+            raise UserError(f"--secret {name}: the environment variable {name}, which holds it, is not set.")
+        values[name] = os.environ[name]
+    return values

@@ -1,0 +1,293 @@
+"""deploy-space: what it uploads is right, needs nothing else, and serves the model."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from app_server import free_port
+from clean_room import Running, bare_environment
+from gradio_client import Client
+from helpers import tiny_pipeline
+from huggingface_hub import HfApi, snapshot_download
+from packaging.requirements import Requirement
+from PIL import Image
+
+from ddpm_hf.__main__ import main
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import deploy_space, export_pipeline, push
+from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, space_requirements
+
+ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
+SPACE = ("space", "alice/shapes-space")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    names = {"0": "circle", "1": "square"}
+    settings = {"sample_size": 16, "block_out_channels": (16, 32), "attention_levels": (), "num_train_timesteps": 1000}
+    pipeline = tiny_pipeline(num_class_embeds=2, id2label=names, output_size=(14, 14), **settings)
+    return export_pipeline(tmp_path_factory.mktemp("export") / "shapes", pipeline)
+
+
+def files_of(hub, key=SPACE) -> dict:
+    return hub.repos[key].resolve("main").files
+
+
+def text_of(hub, name: str, key=SPACE) -> str:
+    return files_of(hub, key)[name].data.decode()
+
+
+def variables_of(hub, key=SPACE) -> dict[str, str]:
+    return {name: entry["value"] for name, entry in hub.repos[key].variables.items()}
+
+
+def deploy(*arguments: str) -> int:
+    return main(["deploy-space", "--space-id", "alice/shapes-space", *arguments])
+
+
+# ---- what is uploaded
+
+
+@ONE_STORAGE
+def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
+    push(exported, "alice/shapes")
+    assert deploy("--model", "alice/shapes") == 0
+    assert capsys.readouterr().out.splitlines() == [f"deployed {hub.endpoint}/spaces/alice/shapes-space"]
+    repo = hub.repos[SPACE]
+    assert (repo.sdk, repo.private, repo.secrets, len(repo.commits)) == ("gradio", False, {}, 2)
+    assert variables_of(hub) == {"MODEL_ID": "alice/shapes"}
+    names = set(files_of(hub)) - {".gitattributes"}
+    assert {"app.py", "README.md", "requirements.txt", "ddpm_hf/unet.py", "ddpm_hf/ui/static/stage.js"} <= names
+    assert not [name for name in names if "/" not in name and name not in ("app.py", "README.md", "requirements.txt")]
+    assert not [name for name in names if "__pycache__" in name or name.startswith(("model/", "tests/", "pretrained/"))]
+    front = front_matter(text_of(hub, "README.md"))
+    assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "shapes")
+    assert (front["models"], front["preload_from_hub"]) == (["alice/shapes"], ["alice/shapes"])
+    assert (front["sdk_version"], front["suggested_hardware"]) == (version("gradio"), "cpu-basic")
+    assert isinstance(front["python_version"], str) and isinstance(front["sdk_version"], str)
+    assert len(front["short_description"]) <= 60
+    HfApi()._validate_yaml(text_of(hub, "README.md"))
+
+
+@ONE_STORAGE
+def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
+    push(exported, "alice/shapes")
+    deploy("--model", "alice/shapes", "--revision", "main")
+    repo = hub.repos[SPACE]
+    assert variables_of(hub) == {"MODEL_ID": "alice/shapes", "MODEL_REVISION": "main"}
+    hub.log.clear()
+    assert deploy("--model", "alice/shapes", "--revision", "main") == 0
+    assert "unchanged: " in capsys.readouterr().out
+    assert len(repo.commits) == 2
+    changes = [entry for entry in hub.log if entry["m"] in ("POST", "PUT", "DELETE") and entry["status"] == 200]
+    assert not [entry for entry in changes if "/variables" in entry["p"] or "/commit/" in entry["p"]]  # restarts it
+
+    HfApi().upload_file(path_or_fileobj=b"old", path_in_repo="ddpm_hf/gone.py", repo_id=SPACE[1], repo_type="space")
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=SPACE[1], repo_type="space")
+    HfApi().upload_file(path_or_fileobj=b"edited", path_in_repo="app.py", repo_id=SPACE[1], repo_type="space")
+    commits = len(repo.commits)
+    assert deploy("--model", "alice/shapes") == 0
+    assert len(repo.commits) == commits + 1
+    assert "ddpm_hf/gone.py" not in files_of(hub) and "notes.txt" in files_of(hub)
+    assert text_of(hub, "app.py") == (CHECKOUT / "app.py").read_text()
+    assert variables_of(hub) == {"MODEL_ID": "alice/shapes"}
+
+
+@ONE_STORAGE
+def test_a_dry_run_shows_the_files_and_writes_nothing(hub, exported, capsys):
+    push(exported, "alice/shapes")
+    hub.log.clear()
+    assert deploy("--model", "alice/shapes", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert SPACE not in hub.repos
+    assert not [entry for entry in hub.log if entry["m"] not in ("GET", "HEAD")]
+    deploy("--model", "alice/shapes")
+    for name, blob in files_of(hub).items():
+        assert name == ".gitattributes" or re.search(rf"^ *{blob.size:,}  {re.escape(name)}$", shown, re.MULTILINE)
+    for name in ("README.md", "requirements.txt"):
+        assert text_of(hub, name).strip() in shown
+    assert "variables: MODEL_ID=alice/shapes\nsecrets: none\n" in shown
+
+
+@ONE_STORAGE
+def test_zero_gpu(hub, exported):
+    push(exported, "alice/shapes")
+    assert deploy("--model", "alice/shapes", "--zero-gpu") == 0
+    front = front_matter(text_of(hub, "README.md"))
+    assert (front["suggested_hardware"], front["python_version"]) == ("zero-a10g", "3.12")
+    lines = text_of(hub, "requirements.txt").splitlines()
+    wanted = {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
+    assert "spaces" in wanted
+    supported = [minor for minor in range(30) if wanted["torch"].contains(f"2.{minor}.0")]
+    assert supported == [8, 9, 10, 11]
+    assert set(wanted) - {"spaces"} == {Requirement(line).name for line in space_requirements().splitlines()}
+    assert not ({"datasets", "accelerate", "torch-fidelity"} & set(wanted))
+    with pytest.raises(UserError, match="--zero-gpu is hardware of its own; t4-small would be another"):
+        deploy_space("alice/shapes-space", "alice/shapes", zero_gpu=True, hardware="t4-small")
+    assert ZERO_GPU["hardware"] == "zero-a10g"
+
+
+@ONE_STORAGE
+def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
+    push(exported, "acme/hidden", private=True)
+    assert deploy("--model", "acme/hidden", "--private") == 0
+    assert (hub.repos[SPACE].private, hub.repos[SPACE].secrets) == (True, {})
+    assert "acme/hidden is not public: the Space needs a token" in capsys.readouterr().out
+    front = front_matter(text_of(hub, "README.md"))
+    assert front["models"] == ["acme/hidden"] and "preload_from_hub" not in front
+    monkeypatch.setenv("READER", "hf_secretsecretsecretsecret")
+    assert deploy("--model", "acme/hidden", "--secret", "HF_TOKEN", "--secret", "READER") == 0
+    output = capsys.readouterr()
+    assert {name: entry["value"] for name, entry in hub.repos[SPACE].secrets.items()} == {
+        "HF_TOKEN": "hf_write",
+        "READER": "hf_secretsecretsecretsecret",
+    }
+    assert "is not public" not in output.out
+    for text in (output.out, output.err, json.dumps(variables_of(hub))):
+        assert "hf_secret" not in text
+    assert not [name for name, blob in files_of(hub).items() if blob.data and b"hf_secret" in blob.data]
+    for name, message in (("hf_secretsecretsecretsecret-x", "takes the name of"), ("NOT_SET", "NOT_SET.*is not set")):
+        assert deploy("--model", "acme/hidden", "--secret", name) == 2
+        assert re.search(message, error := capsys.readouterr().err)
+        assert "hf_secret" not in error
+
+
+@ONE_STORAGE
+def test_data_sets_of_the_model_are_named(hub, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "README.md").write_text("---\ndatasets:\n- acme/drawings\nlicense: mit\n---\n# mine\n")
+    push(folder, "alice/shapes")
+    deploy("--model", "alice/shapes", "--title", "Shapes: a test #1")
+    front = front_matter(text_of(hub, "README.md"))
+    assert (front["datasets"], front["title"]) == (["acme/drawings"], "Shapes: a test #1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "alice/none"], "model alice/none is neither a folder here nor a repository you can see"),
+        (["--model", "alice/shapes", "--revision", "v9"], "model alice/shapes has no revision 'v9'"),
+        (["--model", "alice/foreign"], "model alice/foreign has a unet of class EvilUNet; known are"),
+        (["--model", "alice/empty"], "model alice/empty has no model_index.json: it is not an exported pipeline"),
+        (["--model", "alice/pickled"], "model alice/pickled has no safetensors weights"),
+        (["--model", "not an id"], "'not an id' is neither a folder here nor a Hub id"),
+        (["--model", "./nowhere"], "nowhere is not a folder"),
+        (["--revision", "v1"], "--revision is for a model of the Hub"),
+    ],
+)
+def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys, arguments, message):
+    push(exported, "alice/shapes")
+    api = HfApi()
+    foreign = shutil.copytree(exported, tmp_path / "foreign")
+    index = json.loads((foreign / "model_index.json").read_text())
+    (foreign / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "EvilUNet"]}))
+    for name, keep in (("foreign", None), ("empty", "unet/*"), ("pickled", "*.json")):
+        api.create_repo(f"alice/{name}")
+        api.upload_folder(
+            repo_id=f"alice/{name}", folder_path=foreign if keep is None else exported, allow_patterns=keep
+        )
+    assert deploy(*arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert SPACE not in hub.repos
+
+
+@ONE_STORAGE
+def test_another_app_is_not_overwritten(hub, exported, capsys):
+    push(exported, "alice/shapes")
+    api = HfApi()
+    api.create_repo(SPACE[1], repo_type="space", space_sdk="docker")
+    api.upload_file(path_or_fileobj=b"years of work", path_in_repo="app.py", repo_id=SPACE[1], repo_type="space")
+    assert deploy("--model", "alice/shapes") == 2
+    assert "alice/shapes-space: it exists and holds something else, nothing was uploaded; choose another name" in capsys.readouterr().err
+    assert text_of(hub, "app.py") == "years of work" and variables_of(hub) == {}
+
+
+# ---- what was uploaded, run as a Space runs it
+
+
+class StartedSpace(Running):
+    """The repository of a Space, fetched into an empty folder and started as the Hub starts it."""
+
+    def __init__(self, hub, python: Path, folder: Path, key=SPACE):
+        snapshot_download(key[1], repo_type="space", local_dir=folder)
+        shutil.rmtree(folder / ".cache")
+        self.port = free_port()
+        home = folder.with_name(f"{folder.name}-home")
+        home.mkdir()
+        repo = hub.repos[key]
+        secrets = {name: entry["value"] for name, entry in repo.secrets.items()}
+        environment = bare_environment(
+            home, SPACE_ID=key[1], GRADIO_SERVER_PORT=str(self.port), **variables_of(hub, key), **secrets
+        )
+        super().__init__([python, "app.py"], folder, environment)
+        try:
+            self.wait_for("open http")
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def generated(url: str, **settings) -> list[Image.Image]:
+    client = Client(url, verbose=False)
+    answer = client.predict(api_name="/generate", **settings)
+    client.close()
+    return [Image.open(io.BytesIO(base64.b64decode(image["png"]))) for image in answer["images"]]
+
+
+@pytest.mark.slow
+@ONE_STORAGE
+def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_python):
+    """On the packages of its requirements.txt alone, without the checkout."""
+    push(exported, "alice/shapes")
+    deploy_space("alice/shapes-space", "alice/shapes")
+    space = StartedSpace(hub, space_python, tmp_path / "space")
+    try:
+        page = httpx.get(space.url, timeout=60)
+        assert page.status_code == 200 and "alice/shapes" in page.text
+        images = generated(space.url, num_images=2, class_name="square", steps=3, seed=5)
+        assert [(image.mode, image.size) for image in images] == [("L", (14, 14))] * 2
+    finally:
+        space.stop()
+    assert "Traceback" not in "".join(space.lines)
+
+
+@pytest.mark.slow
+@ONE_STORAGE
+def test_a_space_with_a_model_of_its_own(hub, exported, tmp_path, space_python):
+    """A model that is not on the Hub goes into the Space."""
+    deploy_space("alice/shapes-space", exported)
+    assert variables_of(hub) == {"MODEL_ID": "model"}
+    hub.log.clear()
+    space = StartedSpace(hub, space_python, tmp_path / "space")
+    try:
+        assert len(generated(space.url, num_images=1, steps=2)) == 1
+    finally:
+        space.stop()
+    assert not [entry for entry in hub.log if "models" in entry["p"]]
+
+
+def test_the_space_environment_is_clean(space_python, tmp_path):
+    for name, found in (("gradio", True), ("ddpm_hf", False), ("datasets", False), ("pytest", False)):
+        result = subprocess.run([space_python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, timeout=120)
+        assert (result.returncode == 0) == found, result.stderr
+    assert sys.executable != str(space_python)
+
+
+def test_the_card_of_the_repository_itself_is_that_of_a_space():
+    """Spaces are made from it; and the checkout can be pushed as one."""
+    front = yaml.safe_load((CHECKOUT / "README.md").read_text().split("---\n")[1])
+    assert {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file"} <= set(front)
