@@ -34,8 +34,8 @@ def fetch(
 ) -> Path:
     """The folder of the cache that holds a model: its name is the hash of the commit.
 
-    A download that broke goes on where it stopped. Where the Hub cannot be reached, or HF_HUB_OFFLINE is set, what is
-    in the cache is taken, if it is whole.
+    A connection that ends goes on where it stopped, and files that are whole are not fetched again, whatever broke
+    in between. Where the Hub cannot be reached, or HF_HUB_OFFLINE is set, a model that is whole in the cache is taken.
 
     Args:
         revision: branch, tag or commit; None is the main branch.
@@ -98,4 +98,4 @@ def refusal(error: Exception, repo_id: str, revision: str | None, limits: Limits
         return UserError(f"model {repo_id} has no revision {revision!r}.")
     if isinstance(error, OSError) and error.errno is not None and not is_passing(error):
         return UserError(f"model {repo_id} cannot be kept in the cache: {one_line(error)}")
-    return UserError(f"model {explained(error, repo_id, limits)}")
+    return UserError(f"model {repo_id}: {explained(error, limits)}")

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import Limits, again
+from ddpm_hf.hub.publishing import refuse_bad_id
+from ddpm_hf.hub.retries import USUAL, Limits, again
 from ddpm_hf.hub.upload import Upload, send
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -49,7 +50,7 @@ def deploy_space(
     hardware: str | None = None,
     zero_gpu: bool = False,
     secrets: Sequence[str] = (),
-    limits: Limits | None = None,
+    limits: Limits = USUAL,
     quiet: bool = False,
 ) -> str:
     """Make a Space that shows a model, or bring one up to date; nothing is committed where nothing has changed.
@@ -94,9 +95,10 @@ def prepared_space(
     hardware: str | None = None,
     zero_gpu: bool = False,
     secrets: Sequence[str] = (),
-    limits: Limits | None = None,
+    limits: Limits = USUAL,
 ) -> Iterator[tuple[Upload, list[str]]]:
     """The upload that ``deploy_space`` sends, and lines of advice; its files exist as long as the context lasts."""
+    refuse_bad_id(space_id)
     if not (CHECKOUT / "app.py").is_file():
         raise UserError("app.py is not beside the package: deploy-space takes it from a checkout of the repository.")
     if zero_gpu and hardware not in (None, ZERO_GPU["hardware"]):
@@ -125,7 +127,7 @@ def prepared_space(
             variables={"MODEL_ID": shown.model_id, "MODEL_REVISION": revision},
             secrets=values,
             hardware=hardware,
-            **({} if limits is None else {"limits": limits}),
+            limits=limits,
         )
         yield upload, _advice(shown, values)
 

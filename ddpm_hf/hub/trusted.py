@@ -59,11 +59,11 @@ def _run(folder: Path, model, variant: str | None, dtype: torch.dtype) -> MyDDPM
 
     try:
         loaded = DiffusionPipeline.from_pretrained(
-            folder, trust_remote_code=True, use_safetensors=True, variant=variant, torch_dtype=dtype
+            folder, trust_remote_code=True, use_safetensors=True, variant=variant
         )
-        unet, scheduler = loaded.unet, loaded.scheduler
+        unet, scheduler = loaded.unet.to(dtype).eval(), loaded.scheduler
         options = pipeline_options(read_object(folder / "model_index.json", model), unet, scheduler)
-        pipeline = MyDDPMPipeline(unet.eval(), scheduler, **options)
+        pipeline = MyDDPMPipeline(unet, scheduler, **options)
         channels, size = unet.config.in_channels, unet.config.sample_size
         if channels not in (1, 3) or not size:
             raise ValueError(f"its network is for {channels} channels of {size} pixels, not for pictures.")

@@ -208,7 +208,10 @@ def test_another_app_is_not_overwritten(hub, exported, capsys):
     api.create_repo(SPACE[1], repo_type="space", space_sdk="docker")
     api.upload_file(path_or_fileobj=b"years of work", path_in_repo="app.py", repo_id=SPACE[1], repo_type="space")
     assert deploy("--model", "alice/shapes") == 2
-    assert "alice/shapes-space: it exists and holds something else, nothing was uploaded; choose another name" in capsys.readouterr().err
+    assert (
+        "alice/shapes-space: it exists and holds something else, nothing was uploaded; choose another name"
+        in capsys.readouterr().err
+    )
     assert text_of(hub, "app.py") == "years of work" and variables_of(hub) == {}
 
 
