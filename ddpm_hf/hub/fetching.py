@@ -63,6 +63,8 @@ def fetch(
         cached = None
     except HFValidationError:
         raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+    if cached is not None and Path(cached).name == revision:
+        return Path(cached)  # a commit never changes
     attempts = replace(limits, attempts=2) if cached else limits
     ask = partial(HfApi(token=token).model_info, repo_id, revision=revision, timeout=limits.silence)
     try:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ddpm_hf.__main__ import main
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub import deploy_space, export_pipeline, push
+from ddpm_hf.hub import deploy_space, export_pipeline
 from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, space_requirements
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
@@ -36,6 +36,12 @@ def exported(tmp_path_factory) -> Path:
     settings = {"sample_size": 16, "block_out_channels": (16, 32), "attention_levels": (), "num_train_timesteps": 1000}
     pipeline = tiny_pipeline(num_class_embeds=2, id2label=names, output_size=(14, 14), **settings)
     return export_pipeline(tmp_path_factory.mktemp("export") / "shapes", pipeline)
+
+
+def upload(folder: Path, repo: str, **options):
+    """All files of a folder as a model, without our push."""
+    HfApi().create_repo(repo, **options)
+    HfApi().upload_folder(repo_id=repo, folder_path=folder)
 
 
 def files_of(hub, key=SPACE) -> dict:
@@ -59,7 +65,7 @@ def deploy(*arguments: str) -> int:
 
 @ONE_STORAGE
 def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     assert deploy("--model", "alice/shapes") == 0
     assert capsys.readouterr().out.splitlines() == [f"deployed {hub.endpoint}/spaces/alice/shapes-space"]
     repo = hub.repos[SPACE]
@@ -80,7 +86,7 @@ def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
 
 @ONE_STORAGE
 def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     deploy("--model", "alice/shapes", "--revision", "main")
     repo = hub.repos[SPACE]
     assert variables_of(hub) == {"MODEL_ID": "alice/shapes", "MODEL_REVISION": "main"}
@@ -104,7 +110,7 @@ def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
 
 @ONE_STORAGE
 def test_a_dry_run_shows_the_files_and_writes_nothing(hub, exported, capsys):
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     hub.log.clear()
     assert deploy("--model", "alice/shapes", "--dry-run") == 0
     shown = capsys.readouterr().out
@@ -120,7 +126,7 @@ def test_a_dry_run_shows_the_files_and_writes_nothing(hub, exported, capsys):
 
 @ONE_STORAGE
 def test_zero_gpu(hub, exported):
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     assert deploy("--model", "alice/shapes", "--zero-gpu") == 0
     front = front_matter(text_of(hub, "README.md"))
     assert (front["suggested_hardware"], front["python_version"]) == ("zero-a10g", "3.12")
@@ -138,7 +144,7 @@ def test_zero_gpu(hub, exported):
 
 @ONE_STORAGE
 def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
-    push(exported, "acme/hidden", private=True)
+    upload(exported, "acme/hidden", private=True)
     assert deploy("--model", "acme/hidden", "--private") == 0
     assert (hub.repos[SPACE].private, hub.repos[SPACE].secrets) == (True, {})
     assert "acme/hidden is not public: the Space needs a token" in capsys.readouterr().out
@@ -165,53 +171,48 @@ def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
 def test_data_sets_of_the_model_are_named(hub, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     (folder / "README.md").write_text("---\ndatasets:\n- acme/drawings\nlicense: mit\n---\n# mine\n")
-    push(folder, "alice/shapes")
+    upload(folder, "alice/shapes")
     deploy("--model", "alice/shapes", "--title", "Shapes: a test #1")
     front = front_matter(text_of(hub, "README.md"))
     assert (front["datasets"], front["title"]) == (["acme/drawings"], "Shapes: a test #1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+@ONE_STORAGE
+def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys):
+    upload(exported, "alice/shapes")
+    foreign = shutil.copytree(exported, tmp_path / "foreign")
+    index = json.loads((foreign / "model_index.json").read_text())
+    (foreign / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "EvilUNet"]}))
+    upload(foreign, "alice/foreign")
+    for name, kept in (("empty", "unet/*"), ("pickled", "*.json")):
+        HfApi().create_repo(f"alice/{name}")
+        HfApi().upload_folder(repo_id=f"alice/{name}", folder_path=exported, allow_patterns=kept)
+    for arguments, message in [
         (["--model", "alice/none"], "model alice/none is neither a folder here nor a repository you can see"),
         (["--model", "alice/shapes", "--revision", "v9"], "model alice/shapes has no revision 'v9'"),
         (["--model", "alice/foreign"], "model alice/foreign has a unet of class EvilUNet; known are"),
+        (["--model", str(foreign)], "foreign has a unet of class EvilUNet; known are"),
         (["--model", "alice/empty"], "model alice/empty has no model_index.json: it is not an exported pipeline"),
         (["--model", "alice/pickled"], "model alice/pickled has no safetensors weights"),
         (["--model", "not an id"], "'not an id' is neither a folder here nor a Hub id"),
         (["--model", "./nowhere"], "nowhere is not a folder"),
         (["--revision", "v1"], "--revision is for a model of the Hub"),
-    ],
-)
-def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys, arguments, message):
-    push(exported, "alice/shapes")
-    api = HfApi()
-    foreign = shutil.copytree(exported, tmp_path / "foreign")
-    index = json.loads((foreign / "model_index.json").read_text())
-    (foreign / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "EvilUNet"]}))
-    for name, keep in (("foreign", None), ("empty", "unet/*"), ("pickled", "*.json")):
-        api.create_repo(f"alice/{name}")
-        api.upload_folder(
-            repo_id=f"alice/{name}", folder_path=foreign if keep is None else exported, allow_patterns=keep
-        )
-    assert deploy(*arguments) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error) and error.count("\n") == 1
-    assert SPACE not in hub.repos
+        (["--model", "alice/shapes", "--space-id", "no id!"], "'no id!' is not a Hub id"),
+    ]:
+        assert deploy(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert {key[0] for key in hub.repos} == {"model"}
 
 
 @ONE_STORAGE
 def test_another_app_is_not_overwritten(hub, exported, capsys):
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     api = HfApi()
     api.create_repo(SPACE[1], repo_type="space", space_sdk="docker")
     api.upload_file(path_or_fileobj=b"years of work", path_in_repo="app.py", repo_id=SPACE[1], repo_type="space")
     assert deploy("--model", "alice/shapes") == 2
-    assert (
-        "alice/shapes-space: it exists and holds something else, nothing was uploaded; choose another name"
-        in capsys.readouterr().err
-    )
+    assert "it exists and holds something else, nothing was uploaded; choose another" in capsys.readouterr().err
     assert text_of(hub, "app.py") == "years of work" and variables_of(hub) == {}
 
 
@@ -255,7 +256,7 @@ def generated(url: str, **settings) -> list[Image.Image]:
 @ONE_STORAGE
 def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_python):
     """On the packages of its requirements.txt alone, without the checkout."""
-    push(exported, "alice/shapes")
+    upload(exported, "alice/shapes")
     deploy_space("alice/shapes-space", "alice/shapes")
     space = StartedSpace(hub, space_python, tmp_path / "space")
     try:
