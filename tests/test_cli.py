@@ -98,7 +98,7 @@ def test_push(hub, model, capsys):
     assert hub.repos["model", "alice/cli"].private
     assert "alice/cli" in capsys.readouterr().out
     assert main(["push", model, "--repo-id", "bob/cli"]) == 2
-    assert capsys.readouterr().err.startswith("error: pushing to bob/cli failed: 403")
+    assert capsys.readouterr().err.startswith("error: pushing to bob/cli failed: the Hub refuses this (403")
 
 
 @pytest.mark.parametrize(
