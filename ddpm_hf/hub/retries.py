@@ -7,6 +7,7 @@ arrived already.
 
 import email.utils
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def again(call: Callable[[], T], limits: Limits = USUAL, also: set[int] = frozen
     jitter = wait_random_exponential(multiplier=limits.first_wait, max=limits.longest_wait)
 
     def wait(state: RetryCallState) -> float:
-        asked = asked_to_wait(state.outcome.exception())
+        asked = asked_to_wait(getattr(_cause(state.outcome.exception()), "response", None))
         return jitter(state) if asked is None else asked + random.uniform(0, limits.first_wait)
 
     return Retrying(
@@ -71,29 +72,42 @@ def again(call: Callable[[], T], limits: Limits = USUAL, also: set[int] = frozen
 
 def is_passing(error: BaseException, also: set[int] = frozenset()) -> bool:
     """Whether the same call may succeed later: the server was busy, or the connection broke."""
+    error = _cause(error)
     status = status_of(error)
     return is_cut(error) if status is None else status in BUSY | also
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What the client has wrapped: an upload that fails is a RuntimeError from the failure."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def is_cut(error: BaseException) -> bool:
     """Whether a connection could not be made, broke, or stayed silent."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     # the client's HTTP library has changed its name once; its errors are found through the class built on them
     library = sys.modules[HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
-    return isinstance(error, library.TransportError)
+    cut = isinstance(error, (library.TransportError, ConnectionError))  # the latter are those of the Xet client
+    return cut and not isinstance(error, OfflineModeIsEnabled)
 
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status of an answer that was an error."""
-    return getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and isinstance(error, ConnectionError):
+        said = re.search(r"HTTP status \w+ error \((\d{3})", str(error))  # all that the Xet client tells
+        status = int(said[1]) if said else None
+    return status
 
 
-def asked_to_wait(error: BaseException | None) -> float | None:
-    """Seconds >= 0 that the server asks to wait: Retry-After (RFC 9110), or the window of a rate limit."""
+def asked_to_wait(response) -> float | None:
+    """Seconds >= 0 that an answer asks to wait: Retry-After (RFC 9110), or the window of a rate limit."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    headers = getattr(getattr(error, "response", None), "headers", {})
+    headers = getattr(response, "headers", {})
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -102,7 +116,7 @@ def asked_to_wait(error: BaseException | None) -> float | None:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
         except (TypeError, ValueError):
             return None
-    limit = parse_ratelimit_headers(headers) if status_of(error) == 429 else None
+    limit = parse_ratelimit_headers(headers) if getattr(response, "status_code", None) == 429 else None
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
@@ -110,6 +124,7 @@ def explained(error: Exception, limits: Limits = USUAL) -> str:
     """One line of why a call to the Hub failed, and what would be right."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    error = _cause(error)
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token for the Hub; {LOG_IN} with the role write."
     if isinstance(error, OfflineModeIsEnabled):
@@ -135,7 +150,7 @@ def _of_status(error: Exception, status: int, limits: Limits) -> str:
         return f"the Hub refuses this (403{said}); it takes a token with the role write, for an account with room."
     if status == 404:
         return f"there is no such repository, or the token may not see it (404{said})."
-    asked = asked_to_wait(error)
+    asked = asked_to_wait(getattr(error, "response", None))
     if asked is not None and asked > limits.patience:
         return f"the Hub is busy ({status}) and asks to wait {asked:,.0f} s; the same command goes on then."
     if status in BUSY:

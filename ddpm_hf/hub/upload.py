@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, explained
+from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, asked_to_wait, explained
 
 # What the Xet client makes of its own retries; without, it takes five minutes to give up.
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "4", "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s"}
@@ -325,23 +325,44 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _limit_client(seconds: float):
-    """Give the client's requests a time-out where they have none."""
+def limit_client(limits: Limits):
+    """Give the client's requests a time-out where they have none, and an end to what it would do for ever."""
     from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import hf_raise_for_status
     from huggingface_hub.utils._http import default_client_factory
 
-    def limit(request):
+    def time_out(request):
         timeouts = request.extensions.get("timeout") or {}
         kinds = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = {kind: timeouts.get(kind) or seconds for kind in kinds}
+        request.extensions["timeout"] = {kind: timeouts.get(kind) or limits.silence for kind in kinds}
+
+    def raise_at_once(response):
+        if response.status_code >= 400:
+            response.read()
+            # the client would wait for hours if asked to, and repeat itself without a pause
+            conflict = response.status_code == 409 and "conflicting operation" in response.text
+            if conflict or (asked_to_wait(response) or 0) > limits.patience:
+                hf_raise_for_status(response)
 
     def factory():
         client = default_client_factory()
         hooks = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks.get("request", []), limit]}
+        client.event_hooks = {
+            "request": [*hooks.get("request", []), time_out],
+            "response": [*hooks.get("response", []), raise_at_once],
+        }
         return client
 
     set_client_factory(factory)
+
+
+def answer_to(upload: Upload) -> dict:
+    """``carry_out``, with its failure as ``{"error": line}``."""
+    try:
+        limit_client(upload.limits)
+        return carry_out(upload)
+    except Exception as error:  # the client raises its own, the HTTP library's, Xet's and the system's
+        return {"error": _without_secrets(explained(error, upload.limits), upload)[:LONGEST_ERROR]}
 
 
 def main(arguments: list[str]) -> int:
@@ -353,11 +374,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{upload.limits.silence:.0f}s")
     os.environ.setdefault("HF_XET_CLIENT_CONNECT_TIMEOUT", f"{upload.limits.silence:.0f}s")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for the answer
-        try:
-            _limit_client(upload.limits.silence)
-            answer = carry_out(upload)
-        except Exception as error:  # the client raises its own, the HTTP library's, Xet's and the system's
-            answer = {"error": _without_secrets(explained(error, upload.limits), upload)[:LONGEST_ERROR]}
+        answer = answer_to(upload)
     print(json.dumps(answer))
     return 0
 

@@ -106,6 +106,7 @@ class Fault:
     skip: int = 0
     status: int | None = None  # answer this status (after reading the request body)
     headers: dict = field(default_factory=dict)
+    message: str = "injected"  # of that answer
     drop_after: int | None = None  # read this many request-body bytes, then RST the connection
     truncate_after: int | None = None  # send this many response-body bytes, then cut the connection
     fin: bool = False  # cut with FIN (clean close) instead of RST
@@ -414,7 +415,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(f.delay)
             data = self.body(f.drop_after if f else None)
             if f and f.status:
-                return self.send(f.status, {"error": "injected"}, headers=f.headers, head=self.command == "HEAD")
+                headers = {"X-Error-Message": f.message, **f.headers}
+                return self.send(f.status, {"error": f.message}, headers=headers, head=self.command == "HEAD")
             if f and f.lose_response:
                 self.send = lambda *a, **k: (_ for _ in ()).throw(Drop())
             self.route(raw, path, q, data)
