@@ -12,7 +12,7 @@ from ddpm_hf.figures import make_grid
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.ui.frames import png_base64
 from ddpm_hf.ui.jobs import Job
-from ddpm_hf.ui.limits import Settings
+from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import (
     Engine,
@@ -28,6 +28,7 @@ from ddpm_hf.ui.runs import (
 )
 from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, calls_of, labels_of
 
+REQUEST = ("lanes", "num_images", "class_name", "guidance_scale", "seed", "model")
 REFERENCE_SAMPLER = "ddim"
 
 
@@ -104,9 +105,11 @@ async def compare_for_program(engine: Engine, values: dict, session: str = "") -
 
 async def _measured(engine: Engine, values: dict, session: str) -> AsyncIterator["Compared"]:
     """The comparison, over and over as it proceeds: first the lanes, then what they are measured against."""
-    model = await engine.model(values)
     with one_line_errors():
-        lanes = model.limits.check_comparison(**{name: value for name, value in values.items() if name != "model"})
+        values = request_of(values, REQUEST)
+        model = await engine.model(values)
+        values.pop("model", None)
+        lanes = model.limits.check_comparison(**values)
     compared = Compared(engine, model, lanes, session)
     async with aclosing(watch(engine, compared.job)) as reports:
         async for ended, news in reports:

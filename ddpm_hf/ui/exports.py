@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from ddpm_hf.errors import UserError
 from ddpm_hf.figures import make_grid, save_animation
 from ddpm_hf.ui import intake
+from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.links import checked_settings
-from ddpm_hf.ui.runs import Engine, described_images, finished, grid_columns, one_line_errors, settings_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, described_images, finished, grid_columns, one_line_errors, settings_values
 from ddpm_hf.ui.tasks import Frame
 
 KINDS = ("png", "gif", "webp", "mp4")
@@ -31,13 +32,12 @@ async def export(engine: Engine, values: dict, kind: str, session: str = "") -> 
     Raises:
         gr.Error: with one line for the visitor.
     """
-    values = dict(values)
-    number = values.pop("image", None)
     with one_line_errors():
         if kind not in KINDS:
             raise UserError(f"a download is one of {', '.join(KINDS)}.")
-    model, task = await engine.generation(values)
-    with one_line_errors():
+        values = request_of(values, ("image", *SETTINGS))
+        number = values.pop("image", None)
+        model, task = await engine.generation(values)
         if number is not None:
             number = model.limits.check_image(number, task.settings)
     frames = await finished(engine, task, model, session)

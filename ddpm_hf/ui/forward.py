@@ -17,11 +17,12 @@ from ddpm_hf.ui import intake
 from ddpm_hf.ui.examples import example_picture
 from ddpm_hf.ui.frames import data_url, starting_noise
 from ddpm_hf.ui.jobs import Job
-from ddpm_hf.ui.limits import Settings
+from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import Engine, described_images, one_line_errors, stage_head, stage_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, described_images, one_line_errors, stage_head, stage_values
 from ddpm_hf.ui.tasks import Film, Item, labels_of
 
+REQUEST = ("image", "example", "t", *SETTINGS)
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the seed shows them
 
 
@@ -201,9 +202,10 @@ async def stream_from(engine: Engine, values: dict, session: str = "") -> AsyncI
     Raises:
         gr.Error: with one line for the visitor.
     """
-    model = await engine.model(values)
     with one_line_errors():
-        task, original = await _task_from(model, dict(values))
+        values = request_of(values, REQUEST)
+        model = await engine.model(values)
+        task, original = await _task_from(model, values)
     head = {**stage_head(model, task.settings), "t": task.t, "original": original}
     async with aclosing(stage_values(engine, Job(task, model, session), head)) as stream:
         async for value in stream:

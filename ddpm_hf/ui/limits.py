@@ -1,6 +1,7 @@
 """What a visitor may ask for: every limit of the page and of the API is here, and is checked here."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from ddpm_hf.errors import UserError, nearest
@@ -164,6 +165,20 @@ class Limits:
         steps = self.max_work // (settings.num_images * a_step)
         advice = f"take at most {steps} steps" + (f" or {images} images" if images else "")
         raise UserError(f"{settings.num_images} images with {settings.steps} steps are too much work: {advice}.")
+
+
+def request_of(values, known: Collection[str]) -> dict:
+    """``values``, which may be anything, as the keyword arguments of a check: a dict of none but the ``known`` names.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"a request must be an object with the fields {', '.join(known)}, not {_shown(values)}.")
+    for name in values:
+        if name not in known:
+            raise UserError(f"there is no setting {_shown(name)}; {nearest(str(name)[:40], known)}")
+    return dict(values)
 
 
 def network_calls(settings: Settings, steps: int | None = None) -> int:

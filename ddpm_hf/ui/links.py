@@ -5,11 +5,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
+from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import Engine, one_line_errors, settings_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors, settings_values
 from ddpm_hf.ui.tasks import labels_of
 
-KEYS = ("model", "num_images", "class_name", "guidance_scale", "sampler", "steps", "seed")
 MAX_QUERY = 2000  # characters
 SNIPPETS = ("diffusers", "gradio_client", "curl")
 EMBEDDED_SOURCE = "pretrained/fashion_mnist_small"
@@ -18,7 +18,7 @@ LOCAL_URL = "http://127.0.0.1:7860"
 
 def query_of(settings: dict) -> str:
     """The query of a link that reproduces a run; settings as in a stage's value."""
-    return urlencode({key: _short(settings[key]) for key in KEYS if settings.get(key) is not None})
+    return urlencode({key: _short(settings[key]) for key in SETTINGS if settings.get(key) is not None})
 
 
 def _short(value) -> str:
@@ -35,7 +35,7 @@ def settings_of_query(engine: Engine, query: str) -> dict:
         if not isinstance(query, str) or len(query) > MAX_QUERY:
             raise UserError("this link is too long.")
         pairs = dict(parse_qsl(query.removeprefix("?")))
-        values = {key: _value(key, text) for key, text in pairs.items() if key in KEYS}
+        values = {key: _value(key, text) for key, text in pairs.items() if key in SETTINGS}
         return checked_settings(engine, values)
 
 
@@ -53,11 +53,9 @@ def checked_settings(engine: Engine, values) -> dict:
     Raises:
         UserError: naming the first that is not allowed, and what is.
     """
-    if not isinstance(values, dict) or not set(values) <= set(KEYS):
-        raise UserError(f"settings are {', '.join(KEYS)}, and nothing else.")
-    model = engine.models.get(values.get("model"))
-    settings = model.limits.check(**{key: value for key, value in values.items() if key != "model"})
-    return settings_values(model, settings)
+    values = request_of(values, SETTINGS)
+    model = engine.models.get(values.pop("model", None))
+    return settings_values(model, model.limits.check(**values))
 
 
 # ---- code
@@ -79,13 +77,13 @@ def snippet(engine: Engine, settings: dict, kind: str, url: str = LOCAL_URL) -> 
         model = engine.models.get(settings["model"])
     if kind == "diffusers":
         return _diffusers_code(model, settings)
-    arguments = {key: settings[key] for key in KEYS if key in _api_names(engine)}
+    arguments = {key: settings[key] for key in SETTINGS if key in _api_names(engine)}
     return (_client_code if kind == "gradio_client" else _curl_code)(arguments, url.rstrip("/"))
 
 
 def _api_names(engine: Engine) -> list[str]:
     """Parameters of /generate that say something: which model, only where there are several."""
-    return [key for key in KEYS if key != "model" or len(engine.models.names) > 1]
+    return [key for key in SETTINGS if key != "model" or len(engine.models.names) > 1]
 
 
 def _client_code(arguments: dict, url: str) -> str:

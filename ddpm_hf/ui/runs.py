@@ -20,10 +20,12 @@ from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.ui.cache import MAX_BYTES, Cache
 from ddpm_hf.ui.frames import png_base64
 from ddpm_hf.ui.jobs import Job, Task, Worker
-from ddpm_hf.ui.limits import ANY_CLASS, Limits, Settings
+from ddpm_hf.ui.limits import ANY_CLASS, Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models, public_name
 from ddpm_hf.ui.tasks import Frame, Generation, labels_of
 from ddpm_hf.ui.zero import on_gpu
+
+SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "model")  # of a generation
 
 FLUSH_SECONDS = 0.1  # a browser draws no faster than Gradio hands it values
 HEARTBEAT_SECONDS = 0.25  # how soon a visitor who left is noticed
@@ -79,35 +81,25 @@ class Engine:
         """End all runs, each after the call it is in: Python must not exit with the network at work."""
         self.worker.close()
 
-    def check(self, values: dict) -> Settings:
-        """Checked settings of a generation, for the first model.
-
-        Raises:
-            gr.Error: with one line for the visitor.
-        """
-        with one_line_errors():
-            return self.limits.check(**{name: value for name, value in values.items() if name != "model"})
-
     async def model(self, values: dict) -> Model:
         """The model that ``values["model"]`` names, loaded if need be; the first without.
 
         Raises:
-            gr.Error: for any other than the allowed ones, or one that cannot be loaded.
+            UserError: for any other than the allowed ones, or one that cannot be loaded.
         """
-        with one_line_errors():
-            name = self.models.check(values.get("model"))
-            return self.models.loaded(name) or await asyncio.to_thread(self.models.get, name)
+        name = self.models.check(values.get("model"))
+        return self.models.loaded(name) or await asyncio.to_thread(self.models.get, name)
 
-    async def generation(self, values: dict) -> tuple[Model, Generation]:
+    async def generation(self, values) -> tuple[Model, Generation]:
         """The checked task of a request as it came over the wire.
 
         Raises:
-            gr.Error: with one line for the visitor.
+            UserError: naming what is wrong with it.
         """
+        values = request_of(values, SETTINGS)
         model = await self.model(values)
-        with one_line_errors():
-            settings = model.limits.check(**{name: value for name, value in values.items() if name != "model"})
-        return model, Generation(model.name, settings)
+        values.pop("model", None)
+        return model, Generation(model.name, model.limits.check(**values))
 
 
 @contextmanager
@@ -197,7 +189,8 @@ async def stream_to_stage(engine: Engine, values: dict, session: str = "") -> As
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
     """
-    model, task = await engine.generation(values)
+    with one_line_errors():
+        model, task = await engine.generation(values)
     head = stage_head(model, task.settings)
     async with aclosing(stage_values(engine, Job(task, model, session), head)) as stream:
         async for value in stream:
@@ -295,7 +288,8 @@ async def generate_for_program(engine: Engine, values: dict, session: str = "") 
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
     """
-    model, task = await engine.generation(values)
+    with one_line_errors():
+        model, task = await engine.generation(values)
     job = Job(task, model, session)
     async with aclosing(watch(engine, job)) as reports:
         async for ended, _ in reports:
