@@ -96,7 +96,7 @@ def _sample(arguments):
 
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_allowed
-    from ddpm_hf.sampling import generate, labels_by_name, with_sampler
+    from ddpm_hf.sampling import ANIMATION_FRAMES, generate, labels_by_name, with_sampler
 
     device = best_device()
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -107,32 +107,45 @@ def _sample(arguments):
         dtype=dtype,
         device=device,
     )
+    labels = labels_by_name(pipeline, arguments.labels)
     result = generate(
         with_sampler(pipeline, arguments.scheduler),
         arguments.num_images,
-        labels=labels_by_name(pipeline, arguments.labels),
+        labels=labels,
         guidance_scale=arguments.guidance_scale,
         steps=arguments.steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        num_frames=60 if output.suffix in (".gif", ".webp", ".mp4") else 0,
+        num_frames=ANIMATION_FRAMES if output.suffix in (".gif", ".webp", ".mp4") else 0,
     )
-    write_whole(output, lambda path: _write_result(result, path))
+    note = _note(arguments, pipeline, labels)
+    write_whole(output, lambda path: _write_result(result, path, note))
     print(f"wrote {output}: {arguments.num_images} pictures, seeds {arguments.seed} and up")
 
 
-def _write_result(result, path: Path):
+def _write_result(result, path: Path, note: dict | None):
     import numpy as np
 
-    from ddpm_hf.figures import make_grid, save_animation
+    from ddpm_hf.figures import save_animation, save_png
 
     if path.suffix == ".npz":
         np.savez_compressed(path, **result.arrays())
     elif path.suffix == ".png":
-        make_grid(result.images, result.columns).save(path)
+        save_png(result.grid(), path, note)
     else:
-        scale = max(2, 128 // result.images[0].width)
-        save_animation([make_grid(frame, result.columns, scale=scale) for frame in result.frames], path)
+        save_animation(result.animation(), path)
+
+
+def _note(arguments, pipeline, labels: list[int] | None) -> dict | None:
+    """The settings that the picture holds; None where the Space, which reads them, has no such thing."""
+    from ddpm_hf.hub import public_name
+    from ddpm_hf.sampling import class_names, settings_note
+
+    if labels is not None and len(labels) > 1:
+        return None
+    name = "any" if labels is None else class_names(pipeline)[labels[0]]
+    rest = (arguments.guidance_scale, arguments.scheduler, arguments.steps, arguments.seed)
+    return settings_note(public_name(arguments.model), arguments.num_images, name, *rest)
 
 
 # ---- report

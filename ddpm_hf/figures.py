@@ -1,15 +1,19 @@
 """Pictures of pictures: grids, filmstrips and animations from PIL images."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ddpm_hf.errors import UserError
 
 TITLE_SIZE = 14  # pixels
+SETTINGS_KEY = "ddpm_hf"  # of the text in a PNG file
 ANIMATION_SUFFIXES = (".gif", ".webp", ".mp4")
 
 
@@ -73,6 +77,14 @@ def pick_frames(count: int, total: int) -> list[int]:
     if count >= total:
         return list(range(total))
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+
+
+def save_png(picture: Image.Image, file: Path | BinaryIO, settings: dict | None = None):
+    """Write a PNG file that holds ``settings`` as JSON, in a text of the key ``SETTINGS_KEY``."""
+    note = PngInfo()
+    if settings is not None:
+        note.add_text(SETTINGS_KEY, json.dumps(settings))
+    picture.save(file, "PNG", pnginfo=note)
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5):

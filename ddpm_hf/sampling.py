@@ -1,5 +1,6 @@
 """Sampling many images by name of sampler and class: what the command line and the evaluation share."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,9 +9,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_hf.errors import UserError, nearest
-from ddpm_hf.figures import class_columns, pick_frames
+from ddpm_hf.figures import class_columns, make_grid, pick_frames
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import make_scheduler
+
+ANIMATION_FRAMES = 60
+SHOWN_WIDTH, LARGEST_WIDTH = 128, 1024  # pixels of an image and of a grid in an animation
 
 
 @dataclass
@@ -26,6 +30,16 @@ class Generated:
         """Columns of a grid in which every column is one class, where that comes out even; else None."""
         columns = class_columns(len(self.images), len(set(self.labels or ())))
         return columns if columns and len(self.images) % columns == 0 else None
+
+    def grid(self) -> Image.Image:
+        """All images, twice as large; a single one as it is."""
+        return make_grid(self.images, self.columns, scale=1 if len(self.images) == 1 else 2)
+
+    def animation(self) -> list[Image.Image]:
+        """A grid for every frame, small images enlarged."""
+        width, columns = self.images[0].width, self.columns or math.ceil(math.sqrt(len(self.images)))
+        scale = max(1, min(max(2, SHOWN_WIDTH // width), LARGEST_WIDTH // (columns * width)))
+        return [make_grid(frame, self.columns, scale=scale) for frame in self.frames]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """``images`` uint8 (N, H, W) or (N, H, W, 3), ``labels`` int64 (N,) where there are labels."""
@@ -133,3 +147,18 @@ def _denoise(pipeline, seeds, labels, guidance_scale, steps, num_frames, progres
     except ValueError as error:
         raise UserError(str(error)) from error
     return frames
+
+
+def settings_note(
+    model: str, num_images: int, class_name: str, guidance_scale: float, sampler: str, steps: int, seed: int
+) -> dict:
+    """How images were made, to be kept with them: what the page, a link and ``/generate`` take too."""
+    return {
+        "model": model,
+        "num_images": num_images,
+        "class_name": class_name,
+        "guidance_scale": float(guidance_scale),
+        "sampler": sampler,
+        "steps": steps,
+        "seed": seed,
+    }

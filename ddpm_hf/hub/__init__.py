@@ -13,6 +13,7 @@ _HOME_OF = {
     "is_replaceable": "export",
     "load_allowed": "trusted",
     "load_pipeline": "loading",
+    "public_name": "loading",
     "push": "publishing",
 }
 __all__ = sorted(_HOME_OF)

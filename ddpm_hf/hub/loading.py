@@ -25,6 +25,13 @@ class UnknownClass(UserError):
         self.folder, self.code = folder, code
 
 
+def public_name(model: str | Path | None) -> str:
+    """How a model is called where others read it: a Hub id as it is, of a folder its name, never where it is."""
+    if model is None:
+        return EMBEDDED_MODEL.name
+    return Path(model).resolve().name if Path(model).exists() else str(model)
+
+
 def load_pipeline(
     model: str | Path | None = None,
     *,

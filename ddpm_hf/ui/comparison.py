@@ -6,11 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
-from ddpm_hf.figures import make_grid
 from ddpm_hf.samplers import SAMPLERS
-from ddpm_hf.ui.frames import png_base64
+from ddpm_hf.ui.files import as_base64, png_file
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
@@ -18,8 +16,6 @@ from ddpm_hf.ui.runs import (
     Engine,
     Window,
     as_value,
-    described_images,
-    grid_columns,
     one_line_errors,
     raise_if_failed,
     stage_head,
@@ -197,12 +193,11 @@ class Compared:
 
     def answer(self) -> dict:
         """As a program takes it."""
-        columns = grid_columns([image["label"] for image in described_images(self._model, self._settings[0])])
         lanes = []
-        for number, lane in enumerate(self._lanes):
-            images = [Image.fromarray(pixels) for pixels in self.job.result(number).pixels]
+        for number, (lane, settings) in enumerate(zip(self._lanes, self._settings)):
             about = {key: value for key, value in lane.items() if key not in ("total", "frames")}
-            lanes.append({**about, "grid_png": png_base64(make_grid(images, columns))})
+            grid = png_file(self._model, settings, self.job.result(number))
+            lanes.append({**about, "grid_png": as_base64(grid)})
         return {"done": True, "lanes": lanes, **{key: self._head[key] for key in ("seeds", "names", "settings")}}
 
 

@@ -15,11 +15,12 @@ from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.sampling import with_sampler
 from ddpm_hf.ui import intake
 from ddpm_hf.ui.examples import example_picture
+from ddpm_hf.ui.files import described_images
 from ddpm_hf.ui.frames import data_url, starting_noise
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import SETTINGS, Engine, described_images, one_line_errors, stage_head, stage_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors, stage_head, stage_values
 from ddpm_hf.ui.tasks import Film, Item, labels_of
 
 REQUEST = ("image", "example", "t", *SETTINGS)

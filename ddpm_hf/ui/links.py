@@ -5,9 +5,10 @@ from urllib.parse import parse_qsl, urlencode
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
+from ddpm_hf.ui.files import settings_values
 from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors, settings_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors
 from ddpm_hf.ui.tasks import labels_of
 
 MAX_QUERY = 2000  # characters

@@ -4,21 +4,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ddpm_hf.errors import UserError, nearest
-from ddpm_hf.hub import EMBEDDED_MODEL
+from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import HALF_PRECISION_BATCH, HALF_PRECISION_BATCH_ELSEWHERE, MyDDPMPipeline
 from ddpm_hf.ui.limits import Limits
 
 MAX_MEMORY = 4 * 2**30  # bytes of weights in memory at once; $MODELS_MEMORY sets another number, in GB
-
-
-def public_name(model: str | Path | None) -> str:
-    """How a model is called: a Hub id as it is, of a folder its name, never where it is."""
-    if model is None:
-        return EMBEDDED_MODEL.name
-    return Path(model).resolve().name if Path(model).exists() else str(model)
 
 
 def models_from_environment(first: str | None = None) -> list[str | None]:
@@ -149,10 +141,17 @@ class Models:
             return self.first
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = Model(name, self._load(self._sources[name]), self._sources[name])
+                self._loaded[name] = self._load_named(name)
             self._loaded.move_to_end(name)
             self._make_room()
             return self._loaded[name]
+
+    def _load_named(self, name: str) -> Model:
+        source = self._sources[name]
+        try:
+            return Model(name, self._load(source), source)
+        except UserError as error:
+            raise UserError(str(error).replace(source, name)) from None  # where it is here is nobody's business
 
     def _make_room(self):
         """Drop models until the rest fits. One at work keeps its network alive until it is done."""

@@ -12,17 +12,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, contextmanager
 
 import gradio as gr
-from PIL import Image
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.figures import class_columns, make_grid
+from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.ui.cache import MAX_BYTES, Cache
-from ddpm_hf.ui.frames import png_base64
+from ddpm_hf.ui.files import as_base64, described_images, png_file, settings_values
 from ddpm_hf.ui.jobs import Job, Task, Worker
-from ddpm_hf.ui.limits import ANY_CLASS, Limits, Settings, request_of
-from ddpm_hf.ui.models import MAX_MEMORY, Model, Models, public_name
-from ddpm_hf.ui.tasks import Frame, Generation, labels_of
+from ddpm_hf.ui.limits import Limits, Settings, request_of
+from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
+from ddpm_hf.ui.tasks import Frame, Generation
 from ddpm_hf.ui.zero import on_gpu
 
 SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "model")  # of a generation
@@ -244,27 +243,7 @@ class Window:
         return self._frames
 
 
-# ---- settings and images as others see them
-
-
-def settings_values(model: Model, settings: Settings) -> dict:
-    """The request that ``settings`` came from, with all defaults: what the page, a link and the API take."""
-    return {
-        "model": model.name,
-        "num_images": settings.num_images,
-        "class_name": ANY_CLASS if settings.label is None else model.limits.classes[settings.label],
-        "guidance_scale": settings.guidance_scale,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "seed": settings.seed,
-    }
-
-
-def described_images(model: Model, settings: Settings) -> list[dict]:
-    """Seed, label and name of the class of every image; the latter two None for a model without classes."""
-    labels = labels_of(model.pipeline, settings) or [None] * settings.num_images
-    names = [None if label is None else model.limits.classes[label] for label in labels]
-    return [{"seed": s, "label": label, "name": name} for s, label, name in zip(settings.seeds, labels, names)]
+# ---- a run as others see it
 
 
 def stage_head(model: Model, settings: Settings) -> dict:
@@ -296,21 +275,15 @@ async def generate_for_program(engine: Engine, values: dict, session: str = "") 
             if not ended:
                 yield {"done": False, "step": job.done, "total": job.totals[0]}
     raise_if_failed(job)
-    images = [Image.fromarray(pixels) for pixels in job.result().pixels]
-    described = described_images(model, task.settings)
-    columns = grid_columns([image["label"] for image in described])
+    frame, described = job.result(), described_images(model, task.settings)
     yield {
         "done": True,
         "step": job.done,
         "total": job.totals[0],
         "seconds": round(job.seconds, 3),
         "settings": settings_values(model, task.settings),
-        "grid_png": png_base64(make_grid(images, columns)),
-        "images": [{**about, "png": png_base64(image)} for about, image in zip(described, images)],
+        "grid_png": as_base64(png_file(model, task.settings, frame)),
+        "images": [
+            {**about, "png": as_base64(png_file(model, task.settings, frame, i))} for i, about in enumerate(described)
+        ],
     }
-
-
-def grid_columns(labels: list[int | None]) -> int | None:
-    """Columns of a grid, as ``sampling.Generated`` has them: each one class, where that comes out even."""
-    columns = class_columns(len(labels), len(set(labels)))
-    return columns if columns and len(labels) % columns == 0 else None

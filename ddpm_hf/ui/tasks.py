@@ -14,12 +14,10 @@ import torch
 
 from ddpm_hf.figures import pick_frames
 from ddpm_hf.pipeline import DenoisingStep, MyDDPMPipeline
-from ddpm_hf.sampling import labels_in_turn, with_sampler
+from ddpm_hf.sampling import ANIMATION_FRAMES, labels_in_turn, with_sampler
 from ddpm_hf.ui.frames import encode_frame, starting_noise
 from ddpm_hf.ui.limits import Settings
 from ddpm_hf.ui.models import Model
-
-ANIMATION_FRAMES = 60  # kept of every run, as ``python -m ddpm_hf sample --output x.gif`` does
 
 
 class Frame(NamedTuple):
