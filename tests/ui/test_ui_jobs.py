@@ -195,9 +195,7 @@ def test_small_requests_share_calls_and_their_images_do_not_change(shapes, sampl
     engine = Engine(half_precision(shapes))
     sizes = []
     forward = engine.pipeline.unet.forward
-    monkeypatch.setattr(
-        engine.pipeline.unet, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k)
-    )
+    monkeypatch.setattr(engine.pipeline.unet, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k))
     some = {"sampler": sampler, "steps": 4, "guidance_scale": guidance}
     requests = [
         {"num_images": 3, "seed": 0, **some},

@@ -73,7 +73,7 @@ def test_an_error_does_not_say_where_a_model_is(shapes, tmp_path):
 
     engine = Engine(shapes, None, [str(tmp_path / "broken")], load)
     assert engine.models.names == ["fashion_mnist_small", "broken"]
-    with pytest.raises(UserError, match="^model broken has no weights"):
+    with pytest.raises(UserError, match=r"^model broken has no weights"):
         asyncio.run(engine.model({"model": "broken"}))
 
 
