@@ -15,7 +15,7 @@ LEAVES = (*UPLOADED, "errors", "devices", "files", "stopping")
 # module -> the modules of ours it may import
 ALLOWED = {
     **{name: set() for name in LEAVES},
-    "data": {"data", "errors", "files"},
+    "data": {"data", "errors", "files", "hub"},  # of hub the retries alone
     "config": {"errors", "files"},
     "figures": {"errors"},
     "samplers": {"errors", "scheduler"},

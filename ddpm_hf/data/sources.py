@@ -9,9 +9,11 @@ from pathlib import Path
 from ddpm_hf.data.idx import IDX_SUFFIXES, idx_splits, read_idx
 from ddpm_hf.data.tables import ArrayTable, EncodedTable, Table
 from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.hub.retries import LOG_IN, USUAL, again, explained, is_passing, status_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm", ".pgm")
 SPLITS = ("train", "test", "validation", "valid", "val")
+LIMITS = USUAL  # how long the Hub is asked again
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")  # those that "auto" looks for, in this order
 
 
@@ -98,7 +100,7 @@ class Splits:
                 streams = self._builder.as_streaming_dataset()
                 self._openers = {str(name): lambda stream=stream: stream for name, stream in streams.items()}
             else:
-                self._builder.download_and_prepare()
+                _asked_again(self._builder.download_and_prepare)
                 self._openers = dict.fromkeys(map(str, self._builder.info.splits))
 
     @property
@@ -159,8 +161,40 @@ class library_errors:
     def __exit__(self, kind, error, trace):
         if isinstance(error, Exception) and not isinstance(error, UserError):
             here = Path(self.dataset).expanduser().exists()
-            advice = "" if here else " (there is no file or folder of that name here)"
-            raise UserError(f"data set {self.dataset!r} cannot be loaded: {one_line(error)}{advice}") from error
+            why = one_line(error) if here else _of_hub(error, self.dataset)
+            raise UserError(f"data set {self.dataset!r} cannot be loaded: {why}") from error
+
+
+def _of_hub(error: Exception, dataset: str) -> str:
+    """Why a data set of the Hub cannot be had, and what would be right."""
+    from huggingface_hub import constants
+
+    text = " ".join(str(error).split())  # of the library's own errors the text is all that tells them apart
+    if "is a gated dataset" in text:
+        return f"it is gated; ask for access on {constants.ENDPOINT}/datasets/{dataset}, and {LOG_IN}."
+    if "doesn't exist on the Hub or cannot be accessed" in text:
+        return f"no file or folder has that name, nor a data set you can see on the Hub; for a private one, {LOG_IN}."
+    if match := re.search(r"Config name is missing.*available configs: \[(.*?)\]", text):
+        return f"it has several configurations; give dataset_config one of {match[1]}."
+    if match := re.search(r"BuilderConfig (.*) not found. Available: \[(.*?)\]", text):
+        return f"it has no configuration {match[1]}; give dataset_config one of {match[2]}."
+    if is_passing(error) or status_of(error) is not None:
+        return explained(error, LIMITS)
+    return one_line(error)
+
+
+def _asked_again(call: Callable):
+    """What ``call`` returns, made again where that can help; what the library made of a bad connection is undone."""
+
+    def once():
+        try:
+            return call()
+        except Exception as error:
+            if error.__cause__ is not None and is_passing(error.__cause__):
+                raise error.__cause__ from None
+            raise
+
+    return again(once, LIMITS)
 
 
 def _hub_builder(source: Source):
@@ -169,7 +203,7 @@ def _hub_builder(source: Source):
     name = source.dataset
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow"):
         raise UserError(f"data set {name!r} does not exist: no such file or folder.")
-    return load_dataset_builder(name, source.config, revision=source.revision)
+    return _asked_again(lambda: load_dataset_builder(name, source.config, revision=source.revision))
 
 
 def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callable]:

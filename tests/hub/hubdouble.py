@@ -218,8 +218,9 @@ class Hub:
         ns = rid.split("/")[0]
         if r is None or (r.private and not (u and (ns == u["name"] or ns in u["orgs"]))):
             raise HTTPErr(404 if u else 401, "Repository not found", "RepoNotFound")
-        if r.gated and not u and not write and "/resolve/" in h.path:
-            raise HTTPErr(401, "Access to this repo is restricted", "GatedRepo")
+        inside = u and (ns == u["name"] or ns in u["orgs"])
+        if r.gated and not inside and not write and "/resolve/" in h.path:
+            raise HTTPErr(403 if u else 401, "Access to this repo is restricted", "GatedRepo")
         if write and not self.can_write(u, ns):
             raise HTTPErr(
                 403,

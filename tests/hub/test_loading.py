@@ -316,7 +316,7 @@ def test_a_gated_model_names_the_page_to_visit(hub, exported, monkeypatch):
     with pytest.raises(
         UserError, match=f"model alice/shapes is gated: ask for access on {hub.endpoint}/alice/shapes, and"
     ):
-        load_pipeline("alice/shapes", token=False)
+        load_pipeline("alice/shapes", token="hf_read")
     assert load_pipeline("alice/shapes").num_classes == 2
 
 

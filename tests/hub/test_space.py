@@ -1,7 +1,5 @@
 """deploy-space: what it uploads is right, needs nothing else, and serves the model."""
 
-import base64
-import io
 import json
 import re
 import shutil
@@ -13,13 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from app_server import free_port
-from clean_room import Running, bare_environment
-from gradio_client import Client
 from helpers import tiny_pipeline
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from packaging.requirements import Requirement
-from PIL import Image
+from started_space import StartedSpace, generated, variables_of
 
 from ddpm_hf.__main__ import main
 from ddpm_hf.errors import UserError
@@ -52,10 +47,6 @@ def text_of(hub, name: str, key=SPACE) -> str:
     return files_of(hub, key)[name].data.decode()
 
 
-def variables_of(hub, key=SPACE) -> dict[str, str]:
-    return {name: entry["value"] for name, entry in hub.repos[key].variables.items()}
-
-
 def deploy(*arguments: str) -> int:
     return main(["deploy-space", "--space-id", "alice/shapes-space", *arguments])
 
@@ -70,7 +61,7 @@ def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
     assert capsys.readouterr().out.splitlines() == [f"deployed {hub.endpoint}/spaces/alice/shapes-space"]
     repo = hub.repos[SPACE]
     assert (repo.sdk, repo.private, repo.secrets, len(repo.commits)) == ("gradio", False, {}, 2)
-    assert variables_of(hub) == {"MODEL_ID": "alice/shapes"}
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes"}
     names = set(files_of(hub)) - {".gitattributes"}
     assert {"app.py", "README.md", "requirements.txt", "ddpm_hf/unet.py", "ddpm_hf/ui/static/stage.js"} <= names
     assert not [name for name in names if "/" not in name and name not in ("app.py", "README.md", "requirements.txt")]
@@ -89,7 +80,7 @@ def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
     upload(exported, "alice/shapes")
     deploy("--model", "alice/shapes", "--revision", "main")
     repo = hub.repos[SPACE]
-    assert variables_of(hub) == {"MODEL_ID": "alice/shapes", "MODEL_REVISION": "main"}
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes", "MODEL_REVISION": "main"}
     hub.log.clear()
     assert deploy("--model", "alice/shapes", "--revision", "main") == 0
     assert "unchanged: " in capsys.readouterr().out
@@ -105,7 +96,7 @@ def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
     assert len(repo.commits) == commits + 1
     assert "ddpm_hf/gone.py" not in files_of(hub) and "notes.txt" in files_of(hub)
     assert text_of(hub, "app.py") == (CHECKOUT / "app.py").read_text()
-    assert variables_of(hub) == {"MODEL_ID": "alice/shapes"}
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes"}
 
 
 @ONE_STORAGE
@@ -158,7 +149,7 @@ def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
         "READER": "hf_secretsecretsecretsecret",
     }
     assert "is not public" not in output.out
-    for text in (output.out, output.err, json.dumps(variables_of(hub))):
+    for text in (output.out, output.err, json.dumps(variables_of(hub.repos[SPACE]))):
         assert "hf_secret" not in text
     assert not [name for name, blob in files_of(hub).items() if blob.data and b"hf_secret" in blob.data]
     for name, message in (("hf_secretsecretsecretsecret-x", "takes the name of"), ("NOT_SET", "NOT_SET.*is not set")):
@@ -213,43 +204,10 @@ def test_another_app_is_not_overwritten(hub, exported, capsys):
     api.upload_file(path_or_fileobj=b"years of work", path_in_repo="app.py", repo_id=SPACE[1], repo_type="space")
     assert deploy("--model", "alice/shapes") == 2
     assert "it exists and holds something else, nothing was uploaded; choose another" in capsys.readouterr().err
-    assert text_of(hub, "app.py") == "years of work" and variables_of(hub) == {}
+    assert text_of(hub, "app.py") == "years of work" and variables_of(hub.repos[SPACE]) == {}
 
 
 # ---- what was uploaded, run as a Space runs it
-
-
-class StartedSpace(Running):
-    """The repository of a Space, fetched into an empty folder and started as the Hub starts it."""
-
-    def __init__(self, hub, python: Path, folder: Path, key=SPACE):
-        snapshot_download(key[1], repo_type="space", local_dir=folder)
-        shutil.rmtree(folder / ".cache")
-        self.port = free_port()
-        home = folder.with_name(f"{folder.name}-home")
-        home.mkdir()
-        repo = hub.repos[key]
-        secrets = {name: entry["value"] for name, entry in repo.secrets.items()}
-        environment = bare_environment(
-            home, SPACE_ID=key[1], GRADIO_SERVER_PORT=str(self.port), **variables_of(hub, key), **secrets
-        )
-        super().__init__([python, "app.py"], folder, environment)
-        try:
-            self.wait_for("open http")
-        except BaseException:
-            self.stop()
-            raise
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
-def generated(url: str, **settings) -> list[Image.Image]:
-    client = Client(url, verbose=False)
-    answer = client.predict(api_name="/generate", **settings)
-    client.close()
-    return [Image.open(io.BytesIO(base64.b64decode(image["png"]))) for image in answer["images"]]
 
 
 @pytest.mark.slow
@@ -258,7 +216,7 @@ def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_pyt
     """On the packages of its requirements.txt alone, without the checkout."""
     upload(exported, "alice/shapes")
     deploy_space("alice/shapes-space", "alice/shapes")
-    space = StartedSpace(hub, space_python, tmp_path / "space")
+    space = StartedSpace(hub.repos[SPACE], space_python, tmp_path / "space")
     try:
         page = httpx.get(space.url, timeout=60)
         assert page.status_code == 200 and "alice/shapes" in page.text
@@ -274,9 +232,9 @@ def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_pyt
 def test_a_space_with_a_model_of_its_own(hub, exported, tmp_path, space_python):
     """A model that is not on the Hub goes into the Space."""
     deploy_space("alice/shapes-space", exported)
-    assert variables_of(hub) == {"MODEL_ID": "model"}
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "model"}
     hub.log.clear()
-    space = StartedSpace(hub, space_python, tmp_path / "space")
+    space = StartedSpace(hub.repos[SPACE], space_python, tmp_path / "space")
     try:
         assert len(generated(space.url, num_images=1, steps=2)) == 1
     finally:
