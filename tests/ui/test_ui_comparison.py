@@ -1,0 +1,131 @@
+"""Samplers side by side: each lane is what it is alone, in step, and measured against all the steps."""
+
+import asyncio
+
+import gradio as gr
+import numpy as np
+import pytest
+from test_ui_frames import decoded
+from test_ui_runs import drain, wait_for_end
+
+from ddpm_hf.sampling import generate, with_sampler
+from ddpm_hf.ui.comparison import compare_for_program, rms_distance, stream_comparison
+
+LANES = [{"sampler": "dpm", "steps": 4}, {"sampler": "heun", "steps": 5}, {"sampler": "ddpm", "steps": 12}]
+REQUEST = {"num_images": 2, "seed": 6, "guidance_scale": 2.0, "lanes": LANES}
+
+
+@pytest.fixture
+def short(engine, monkeypatch):
+    """The reference in twenty steps: a thousand are for those who have the time."""
+    monkeypatch.setattr("ddpm_hf.ui.models.Model.timesteps", 20)
+    return engine
+
+
+def alone(engine, lane) -> np.ndarray:
+    pipeline = with_sampler(engine.pipeline, lane["sampler"])
+    return generate(pipeline, 2, steps=lane["steps"], seed=6, guidance_scale=2.0).arrays()["images"]
+
+
+def test_lanes_are_what_each_sampler_makes_alone_and_are_measured(short):
+    values = drain(stream_comparison(short, REQUEST))
+    last = values[-1]
+    assert last["state"] == "done" and last["reference"] == {"step": 20, "total": 20}
+    exact = alone(short, {"sampler": "ddim", "steps": 20})
+    for lane, chosen in zip(last["lanes"], LANES, strict=True):
+        images = alone(short, chosen)
+        sheet = decoded(lane["frames"][str(lane["total"])]["src"])
+        shown = [np.asarray(sheet.crop((x, 0, x + 14, 14))) for x in (0, 14)]
+        assert np.array_equal(shown, images)
+        assert lane["distance"] == pytest.approx(np.sqrt(((images / 255 - exact / 255) ** 2).mean()), abs=1e-4)
+        total = 9 if chosen["sampler"] == "heun" else chosen["steps"]
+        assert (lane["sampler"], lane["total"], lane["calls"]) == (chosen["sampler"], total, 2 * total)
+        assert lane["seconds"] > 0
+    assert last["settings"] == {
+        "model": "fashion_mnist_small",
+        "num_images": 2,
+        "class_name": "any",
+        "guidance_scale": 2.0,
+        "seed": 6,
+        "lanes": LANES,
+    }
+
+
+def test_all_lanes_start_from_the_same_noise_and_go_in_step(short, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.ui.runs.FLUSH_SECONDS", 0.0)
+    frames = [{}, {}, {}]
+    for value in drain(stream_comparison(short, REQUEST)):
+        for seen, lane in zip(frames, value["lanes"]):
+            seen |= lane["frames"]
+        made = [max(map(int, seen), default=0) / lane["total"] for seen, lane in zip(frames, value["lanes"])]
+        largest_step = max(1 / lane["total"] for lane in value["lanes"])
+        assert max(made) - min(made) <= 2 * largest_step
+    starts = {seen["0"]["src"] for seen in frames}
+    assert len(starts) == 1
+    for seen, lane in zip(frames, value["lanes"]):
+        assert sorted(map(int, seen)) == list(range(lane["total"] + 1))
+
+
+def test_the_reference_is_computed_once_for_the_same_noise(short):
+    drain(stream_comparison(short, REQUEST))
+    other = {**REQUEST, "lanes": [{"sampler": "unipc", "steps": 3}, {"sampler": "euler", "steps": 3}]}
+    values = drain(stream_comparison(short, other))
+    assert not values[-1]["cached"] and values[-1]["lanes"][0]["distance"] is not None
+    measuring = [value for value in values if value["state"] == "measuring"]
+    assert len(measuring) == 1  # the end of the lanes, and then at once the distances
+    assert drain(stream_comparison(short, REQUEST))[-1]["cached"]
+
+
+def test_leaving_while_it_measures_frees_the_model(engine):
+    async def leave():
+        stream = stream_comparison(engine, REQUEST)
+        async for value in stream:
+            if value["reference"]["step"] > 2:
+                break
+        await stream.aclose()
+        return value
+
+    value = asyncio.run(leave())
+    assert value["state"] == "measuring" and value["reference"]["total"] == 1000
+    wait_for_end(10)
+
+
+def test_programs_get_the_same(short):
+    *progress, answer = drain(compare_for_program(short, REQUEST))
+    assert all(report["done"] is False and report["step"] <= report["total"] == 4 + 9 + 12 + 20 for report in progress)
+    stage = drain(stream_comparison(short, REQUEST))[-1]
+    assert [lane["distance"] for lane in answer["lanes"]] == [lane["distance"] for lane in stage["lanes"]]
+    assert answer["done"] and answer["settings"] == stage["settings"] and answer["seeds"] == [6, 7]
+    assert all(lane["grid_png"].startswith("iVBOR") and "frames" not in lane for lane in answer["lanes"])
+
+
+def test_rms_distance_is_of_the_pixels_range():
+    black, white = np.zeros((2, 4, 4), np.uint8), np.full((2, 4, 4), 255, np.uint8)
+    assert (rms_distance(black, black), rms_distance(black, white), rms_distance(white, black)) == (0, 1, 1)
+
+
+ONE = {"sampler": "dpm", "steps": 4}
+BAD_LANES = [
+    *(None, [], [ONE], [ONE] * 5, "dpm", {}, [ONE, ONE], [ONE, None], [ONE, {"sampler": "x"}], [ONE, {"step": 1}]),
+    *([ONE, {"sampler": "ddim", "steps": bad}] for bad in (0, 1001, float("nan"), True, "4", [4])),
+    [{"sampler": "ddpm", "steps": 1000}, {"sampler": "ddim", "steps": 1000}, {"sampler": "heun", "steps": 500}],
+]
+
+
+@pytest.mark.parametrize("lanes", BAD_LANES)
+def test_refuses_bad_lanes(engine, lanes):
+    with pytest.raises(gr.Error) as caught:
+        drain(stream_comparison(engine, {"lanes": lanes, "num_images": 8}))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("values", [{"num_images": 9}, {"num_images": 0}, {"steps": 4}, {"seed": -1}, {"model": "x"}])
+def test_refuses_bad_comparisons(engine, values):
+    with pytest.raises(gr.Error):
+        drain(stream_comparison(engine, {**REQUEST, **values}))
+
+
+@pytest.mark.parametrize("values", [None, 3, [], "x", [{}]])
+def test_what_is_no_request_is_refused(engine, values):
+    with pytest.raises(gr.Error, match="must be an object"):
+        drain(stream_comparison(engine, values))

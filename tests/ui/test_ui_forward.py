@@ -1,0 +1,238 @@
+"""The forward process and the way back, against diffusers and against the pipeline itself."""
+
+import asyncio
+import base64
+import copy
+import io
+import json
+
+import diffusers
+import gradio as gr
+import helpers
+import numpy as np
+import pytest
+import torch
+from app_server import tiny_pipeline
+from PIL import Image
+from test_ui_frames import decoded
+from test_ui_runs import drain
+
+from ddpm_hf.samplers import SAMPLERS, make_scheduler
+from ddpm_hf.sampling import with_sampler
+from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.ui.examples import example_images
+from ddpm_hf.ui.forward import _after_noise, add_noise, forward_process, schedule_curve, stream_from, to_network
+from ddpm_hf.ui.frames import starting_noise
+from ddpm_hf.ui.runs import Engine
+
+RAMP = Image.fromarray(np.linspace(0, 255, 14 * 14).reshape(14, 14).astype(np.uint8))
+PICTURES = [RAMP, Image.new("RGB", (300, 40), "red"), Image.new("L", (2, 2), 99), Image.new("RGB", (17, 900))]
+
+
+def file_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("which", ["engine", "plain_engine"])
+@pytest.mark.parametrize("picture", PICTURES)
+def test_any_picture_fits_the_network(which, picture, request):
+    model = request.getfixturevalue(which).models.first
+    x_0 = to_network(model, picture)
+    assert x_0.shape == (1, model.pipeline.unet.config.in_channels, 16, 16)
+    assert x_0.min() >= -1 and x_0.max() <= 1
+    assert model.pipeline.postprocess(x_0)[0].size == model.image_size
+
+
+def test_a_picture_of_the_models_size_is_not_changed(engine):
+    model = engine.models.first
+    x_0 = to_network(model, RAMP)
+    assert np.array_equal(np.asarray(model.pipeline.postprocess(x_0)[0]), np.asarray(RAMP))
+    assert (x_0[..., 0, :] == -1).all()  # padded with black, as the training images are
+
+
+def test_models_of_scaled_pictures_get_them_scaled():
+    pipeline = tiny_pipeline(conditional=False)
+    pipeline.register_to_config(output_height=20, output_width=40, output_resize=True)
+    model = Engine(pipeline).models.first
+    x_0 = to_network(model, Image.new("RGB", (400, 200), "white"))
+    assert (x_0 == 1).all() and x_0.shape == (1, 3, 16, 16)
+
+
+# ---- q(x_t | x_0)
+
+
+@pytest.mark.parametrize("which", ["engine", "plain_engine"])
+def test_noise_is_that_of_diffusers(which, request):
+    engine = request.getfixturevalue(which)
+    model = engine.models.first
+    x_0, noise = to_network(model, RAMP), starting_noise(model.pipeline, [5])
+    stock = diffusers.DDPMScheduler.from_config(model.pipeline.scheduler.config)
+    for t in (0, 1, 499, 999):
+        expected = stock.add_noise(x_0, noise, torch.tensor([t]))
+        assert torch.allclose(add_noise(model, x_0, noise, t), expected, atol=2e-5)
+        answer = forward_process(engine, RAMP, t, seed=5)
+        assert answer["alpha_bar"] == pytest.approx(stock.alphas_cumprod[t].item(), rel=1e-4)
+        assert answer["snr"] == pytest.approx(answer["alpha_bar"] / (1 - answer["alpha_bar"]), rel=1e-2)
+        shown = np.asarray(model.pipeline.postprocess(expected)[0]).astype(int)
+        assert np.abs(np.asarray(decoded(answer["x_t"])).astype(int) - shown).max() <= 1
+
+
+def test_the_strip_is_the_seeds(engine):
+    answer = forward_process(engine, file_url(RAMP), 499, seed=5)
+    assert answer["strip"][1] == answer["x_t"] != answer["strip"][0] and len(answer["strip"]) == 4
+    assert np.array_equal(np.asarray(decoded(answer["original"])), np.asarray(RAMP))
+
+
+def test_the_curve_is_one_number_a_timestep_and_json(engine):
+    curve = schedule_curve(engine)
+    assert [len(curve[key]) for key in ("t", "alpha_bar", "snr_db")] == [1000] * 3
+    assert curve["alpha_bar"] == sorted(curve["alpha_bar"], reverse=True) and 0 < curve["alpha_bar"][-1] < 1e-4
+    assert curve["snr_db"][0] == pytest.approx(40, abs=0.1) and len(json.dumps(curve, allow_nan=False)) < 40_000
+
+
+def test_a_schedule_that_ends_in_nothing_but_noise_has_a_curve_too():
+    scheduler = MyDDPMScheduler(1000, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    engine = Engine(_pipeline_with(scheduler))
+    json.dumps(schedule_curve(engine), allow_nan=False)
+    assert forward_process(engine, RAMP, 999)["alpha_bar"] == 0
+    for sampler in SAMPLERS:
+        assert drain(stream_from(engine, request_from(t=100, sampler=sampler)))[-1]["state"] == "done"
+    engine.close()
+
+
+def _pipeline_with(scheduler):
+    pipeline = copy.copy(tiny_pipeline(conditional=True))
+    pipeline.scheduler = scheduler
+    return pipeline
+
+
+BAD_IMAGES = [None, "", "data:image/png;base64,AAAA", {"path": "/etc/passwd"}, 3, [], b"GIF89a", {"example": 0}]
+
+
+@pytest.mark.parametrize("image", BAD_IMAGES)
+def test_what_is_no_picture_is_refused(engine, image):
+    with pytest.raises(gr.Error) as caught:
+        forward_process(engine, image, 5)
+    assert "\n" not in caught.value.message and "/etc" not in caught.value.message
+
+
+@pytest.mark.parametrize("values", [{"t": 1000}, {"t": -1}, {"t": None}, {"t": 1.5}, {"seed": -1}, {"seed": True}])
+def test_what_is_no_timestep_or_seed_is_refused(engine, values):
+    with pytest.raises(gr.Error, match="must be a whole number"):
+        forward_process(engine, RAMP, **{"t": 1, **values})
+
+
+# ---- the way back
+
+
+def request_from(**values) -> dict:
+    return {"image": file_url(RAMP), "t": 300, "steps": 20, "seed": 3, **values}
+
+
+@pytest.mark.parametrize("t", [0, 49, 500])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_way_back_starts_exactly_at_t_and_takes_its_share_of_the_steps(engine, sampler, t):
+    values = drain(stream_from(engine, request_from(sampler=sampler, t=t)))
+    frames = {}
+    for value in values:
+        frames |= value["frames"]
+    steps = max(1, round(20 * (t + 1) / 1000))
+    calls = 2 * steps - 1 if sampler == "heun" else steps
+    assert values[-1]["total"] == calls and sorted(map(int, frames)) == list(range(calls + 1))
+    assert frames["0"]["t"] == frames["1"]["t"] == t == values[-1]["t"]
+    assert values[-1]["images"][0]["seed"] == 3 and values[-1]["state"] == "done"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_from_the_first_timestep_almost_nothing_changes(engine, sampler):
+    """x_0 is all but known there, whatever the network says: epsilon has a weight of 0.01."""
+    values = drain(stream_from(engine, request_from(sampler=sampler, t=0, steps=1000)))
+    last = decoded(values[-1]["frames"][str(values[-1]["total"])]["src"]).crop((0, 0, 14, 14))
+    difference = np.asarray(last).astype(int) - np.asarray(RAMP)
+    assert np.abs(difference).max() < 12
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_cut_process_is_the_first_part_of_the_whole(shapes, sampler):
+    """The same beta and alpha_bar at each timestep, and the same steps where both make them."""
+    whole, part = (make_scheduler(sampler, shapes.scheduler, n) for n in (None, 400))
+    assert torch.allclose(whole.alphas_cumprod[:400], part.alphas_cumprod, rtol=1e-5)
+    assert len(part.alphas_cumprod) == 400
+
+
+def test_ddim_goes_the_way_it_goes_from_pure_noise(engine):
+    """From x_t of the whole way, at a timestep of its own: the rest of the way is the same, to the pixel or so."""
+    model = engine.models.first
+    pipeline = with_sampler(model.pipeline, "ddim")
+    steps = list(pipeline.denoise(1, [1], num_inference_steps=10, seed=3))
+    middle = next(step for step in steps if step.timestep == 599)
+    part = with_sampler(model.pipeline, "ddim", 500)
+    *_, last = part.denoise(1, [1], num_inference_steps=5, latents=middle.sample, seed=9)
+    assert torch.allclose(last.sample, steps[-1].sample, atol=1e-3)
+
+
+def test_the_noise_on_the_way_is_not_that_of_the_start(engine):
+    """The same epsilon drawn twice would not be noise."""
+    model = engine.models.first
+    (generator,) = _after_noise(model, [3])
+    fresh = torch.randn(starting_noise(model.pipeline, [3]).shape, generator=generator)
+    assert not torch.allclose(fresh, starting_noise(model.pipeline, [3]))
+
+
+def test_several_ways_back_from_one_picture(plain_engine):
+    values = drain(stream_from(plain_engine, request_from(num_images=3, t=700)))
+    last = decoded(values[-1]["frames"][str(values[-1]["total"])]["src"])
+    assert [image["seed"] for image in values[-1]["images"]] == [3, 4, 5]
+    tiles = [np.asarray(last.crop((x, y, x + 16, y + 16))) for x, y in [(0, 0), (16, 0), (0, 16)]]
+    assert not np.array_equal(tiles[0], tiles[1])
+
+
+def test_a_way_back_again_is_from_the_cache(engine):
+    assert [drain(stream_from(engine, request_from()))[-1]["cached"] for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "values", [{"t": None}, {"image": None}, {"image": "x"}, {"steps": 0}, {"lanes": []}, {"t": "1"}]
+)
+def test_bad_ways_back_are_refused(engine, values):
+    with pytest.raises(gr.Error) as caught:
+        drain(stream_from(engine, request_from(**values)))
+    assert "\n" not in caught.value.message
+
+
+# ---- examples
+
+
+def test_examples_are_for_the_models_that_know_their_classes(engine):
+    assert example_images(engine) == []
+    with pytest.raises(gr.Error, match="drop in a picture"):
+        forward_process(engine, {"example": 0}, 5)
+
+
+def test_examples_of_the_embedded_models_classes():
+    names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    settings = {"sample_size": 32, "block_out_channels": (16, 32), "num_train_timesteps": 1000, "attention_levels": ()}
+    labels = {str(i): name for i, name in enumerate(names)}
+    engine = Engine(helpers.tiny_pipeline(num_class_embeds=10, id2label=labels, output_size=(28, 28), **settings))
+    examples = example_images(engine)
+    assert [example["name"] for example in examples] == names
+    assert all(decoded(example["src"]).size == (28, 28) for example in examples)
+    answer = forward_process(engine, {"example": 3}, 0)
+    assert np.array_equal(np.asarray(decoded(answer["original"])), np.asarray(decoded(examples[3]["src"])))
+    for bad in (10, -1, True, None, 1.0, "1"):
+        with pytest.raises(gr.Error, match="from 0 to 9"):
+            forward_process(engine, {"example": bad}, 0)
+    values = asyncio.run(_last(stream_from(engine, {"example": 3, "t": 50, "steps": 20})))
+    assert values["state"] == "done"
+    engine.close()
+
+
+async def _last(stream):
+    async for value in stream:
+        last = value
+    return last
