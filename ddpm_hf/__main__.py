@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from ddpm_hf.commands import deploy_space, evaluate, noise, train_features
+from ddpm_hf.commands import deploy_space, evaluate, noise, push, train_features
 from ddpm_hf.errors import Parser, UserError, run_command
 from ddpm_hf.files import write_whole
 
@@ -21,7 +21,11 @@ def main(argv: list[str]) -> int:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
 
-    return run_command(run)
+    try:
+        return run_command(run)
+    except KeyboardInterrupt:
+        print("interrupted; the same command does it again.", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,13 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--max-shard-size", help="split the weights into files of at most so much, such as 15MB")
     export.set_defaults(run=_export)
 
-    push = commands.add_parser("push", help="upload a pipeline to the Hub")
-    push.add_argument("folder", help="output_dir of a run, or exported pipeline")
-    push.add_argument("--repo-id", required=True, help="name/model")
-    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    push.add_argument("--tag", help="for the commit")
-    push.add_argument("--license", help="of the weights, for the card, such as apache-2.0")
-    push.set_defaults(run=_push)
+    push.add_parser(commands)
     deploy_space.add_parser(commands)
     return parser
 
@@ -186,15 +184,6 @@ def _export(arguments):
         max_shard_size=size,
     )
     print(f"wrote {arguments.output}")
-
-
-def _push(arguments):
-    from ddpm_hf.hub import push
-
-    url = push(
-        arguments.folder, arguments.repo_id, private=arguments.private, tag=arguments.tag, license=arguments.license
-    )
-    print(f"pushed to {url}")
 
 
 if __name__ == "__main__":

@@ -167,6 +167,18 @@ class TrainConfig(BaseModel):
         "auto", description="trackers: trackio, tensorboard, wandb, or none; auto: trackio where it is installed"
     )
 
+    # ---- the Hub
+    push_to_hub: bool = Field(False, description="push the run to the Hub, in the background")
+    hub_model_id: str | None = Field(None, min_length=1, description="name/model, the repository to push to")
+    hub_private_repo: bool = Field(False, description="make it private, and refuse one that is public")
+    hub_strategy: Literal["end", "every_save", "best"] = Field(
+        "end",
+        description="end: push when the run is done; every_save: at every checkpoint, too; best: the checkpoint with "
+        "the lowest validation loss, whenever there is a new one",
+    )
+    hub_tag_steps: bool = Field(False, description="tag what is pushed as step-N")
+    hub_license: str | None = Field(None, description="of the weights, for the model card, such as apache-2.0")
+
     @model_validator(mode="after")
     def _fit_together(self):
         factor = 2 ** (len(self.block_out_channels) - 1)
@@ -205,6 +217,14 @@ class TrainConfig(BaseModel):
             raise ValueError("score_features needs images to compare with: give a streamed run a validation_split")
         if self.streaming and self.max_train_steps is None:
             raise ValueError("streaming needs max_train_steps: the number of images is not known")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_pushed(self):
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub needs hub_model_id: name/model")
+        if self.push_to_hub and self.hub_strategy == "best" and self.validation_split is None:
+            raise ValueError("hub_strategy best goes by the validation loss: it needs a validation_split")
         return self
 
     @model_validator(mode="after")

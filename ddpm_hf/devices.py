@@ -1,9 +1,12 @@
 """Which device and precision to compute with."""
 
+import contextlib
 import ctypes
 import functools
+import platform
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,19 @@ import torch
 def best_device() -> torch.device:
     """The accelerator that torch sees, or the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is sold as, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def processes():

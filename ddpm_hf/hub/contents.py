@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from ddpm_hf.checkpoints import newest_whole
+from ddpm_hf.checkpoints import checkpoints_of, newest_whole, step_of
 from ddpm_hf.errors import UserError
 
 OF_PIPELINE = (
@@ -48,8 +48,9 @@ STALE = (
 class Contents:
     """Files to publish, path in the repository -> file here, and what they say.
 
-    index, unet, scheduler: the pipeline's settings. settings, metrics, facts, evaluation: of the run; {} where absent.
-    parameters: of the network. left_out: files of the pipeline's folder that are not published.
+    index, unet, scheduler: the pipeline's settings. parameters: of the network. step: that the weights are of.
+    settings, metrics, facts, evaluation: of the run; {} where absent. left_out: files of the pipeline's folder that
+    are not published.
     """
 
     files: dict[str, Path]
@@ -57,6 +58,7 @@ class Contents:
     unet: dict
     scheduler: dict
     parameters: int
+    step: int | None = None
     settings: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
@@ -68,32 +70,43 @@ class Contents:
         return sorted(name for name in self.files if name.startswith("samples/"))
 
 
-def contents_of(folder: Path) -> Contents:
+def contents_of(folder: Path, step: int | None = None) -> Contents:
     """What to publish of ``folder``: the output_dir of a run, or an exported pipeline.
 
     Of a run that goes on, the pipeline is that of its newest whole checkpoint.
 
+    Args:
+        step: of the checkpoint of a run whose pipeline it is to be.
+
     Raises:
-        UserError: if there is no such folder, or no whole pipeline in it.
+        UserError: if there is no such folder or checkpoint, or no whole pipeline in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the output_dir of a run, or an exported pipeline.")
-    pipeline = pipeline_in(folder)
+    pipeline = pipeline_in(folder) if step is None else folder / "checkpoints" / f"step-{step}" / "pipeline"
+    if not pipeline.is_dir():
+        kept = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints_of(folder)) or "none"
+        raise UserError(f"{folder} has no checkpoint of step {step}; kept are {kept}.")
+    of_checkpoint = pipeline.parent.name.startswith("step-")
+    step = step_of(pipeline.parent) if of_checkpoint else None
+    metrics = _last_values(folder / "metrics.jsonl", step)
+    step = metrics.get("step") if step is None else step
     index = read_object(pipeline / "model_index.json", folder)
     unet = read_object(pipeline / "unet" / "config.json", folder)
     scheduler = read_object(pipeline / "scheduler" / "scheduler_config.json", folder)
     files, left_out = _files(pipeline)
     if pipeline != folder:
         files |= _matching(folder, OF_RUN + OWN)
-        files |= _grids(folder)
+        files |= _grids(folder, step)
     return Contents(
         files,
         index,
         unet,
         scheduler,
         _parameters(pipeline, folder),
-        settings=_settings(folder / "config.yaml"),
-        metrics=_last_values(folder / "metrics.jsonl"),
+        step,
+        settings=settings_of(folder),
+        metrics=metrics,
         facts=_object_or_nothing(folder / "facts.json"),
         evaluation=_object_or_nothing(folder / "evaluation.json"),
         left_out=left_out,
@@ -108,6 +121,15 @@ def pipeline_in(folder: Path) -> Path:
         return folder / "pipeline"
     checkpoint, _ = newest_whole(folder)
     return checkpoint / "pipeline" if checkpoint else folder
+
+
+def settings_of(run: Path) -> dict:
+    """The settings in a run's config.yaml; {} where there are none."""
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def is_from_us(index: dict, files: dict[str, Path]) -> bool:
@@ -131,7 +153,7 @@ def read_object(path: Path, model) -> dict:
         UserError: if there is none.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"model {model} has no {path.name}: it is not an exported pipeline.") from None
     except ValueError as error:
@@ -167,9 +189,10 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     }
 
 
-def _grids(run: Path) -> dict[str, Path]:
-    """The last of a run's sample grids, and others spread evenly over it."""
+def _grids(run: Path, step: int | None) -> dict[str, Path]:
+    """The last of a run's sample grids, up to ``step``, and others spread evenly before it."""
     paths = sorted((run / "samples").glob("step-*.png"))
+    paths = [path for path in paths if path.stem[5:].isdecimal() and (step is None or int(path.stem[5:]) <= step)]
     if len(paths) > MOST_GRIDS:
         every = (len(paths) - 1) / (MOST_GRIDS - 1)
         paths = [paths[round(i * every)] for i in range(MOST_GRIDS)]
@@ -203,27 +226,19 @@ def _parameters(pipeline: Path, folder: Path) -> int:
     return count
 
 
-def _settings(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def _object_or_nothing(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
-def _last_values(path: Path) -> dict:
-    """The newest of every number in metrics.jsonl."""
+def _last_values(path: Path, step: int | None) -> dict:
+    """The newest of every number in metrics.jsonl, up to ``step``."""
     values = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     for line in lines:
@@ -231,6 +246,8 @@ def _last_values(path: Path) -> dict:
             record = json.loads(line)
         except ValueError:
             continue  # what a kill left of the last one
-        if isinstance(record, dict):
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            continue
+        if step is None or record["step"] <= step:
             values |= {name: value for name, value in record.items() if value is not None}
     return values

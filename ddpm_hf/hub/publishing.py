@@ -1,12 +1,10 @@
 """Push: a run, or an exported pipeline, as a model repository that explains itself."""
 
-import contextlib
 import fnmatch
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +27,7 @@ def push(
     token: str | None = None,
     tag: str | None = None,
     license: str | None = None,
+    step: int | None = None,
     limits: Limits = USUAL,
     quiet: bool = False,
 ) -> str:
@@ -40,10 +39,12 @@ def push(
     Args:
         folder: output_dir of a run, also of one that goes on, or an exported pipeline.
         repo_id: name/model, or a model of the token's owner.
-        private: True makes a new repository private, and refuses one that exists and is public.
+        private: True makes a new repository private, and refuses one that exists and is public. None is what the run's
+            settings say, or else the account's default.
         token: None is the one that is logged in with.
         tag: for the commit.
-        license: of the weights, for the card.
+        license: of the weights, for the card; None is what the run's settings say.
+        step: of the checkpoint to take, of a run; None is its end, or its newest checkpoint.
         limits: how long to try.
         quiet: no progress bars.
 
@@ -55,7 +56,15 @@ def push(
             is then as it was before.
     """
     refuse_bad_id(repo_id)
-    with prepared(Path(folder), repo_id, private=private, tag=tag, license=license, limits=limits) as upload:
+    folder = Path(folder)
+    contents = contents_of(folder, step)
+    private = contents.settings.get("hub_private_repo") or None if private is None else private
+    license = license or contents.settings.get("hub_license")
+    with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
+        scratch = Path(temporary)
+        if not is_from_us(contents.index, contents.files):
+            contents = _exported_again(contents, folder, scratch / "pipeline")
+        upload = upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
         return send(upload, token, quiet=quiet)["url"]
 
 
@@ -70,33 +79,14 @@ def refuse_bad_id(repo_id: str):
         raise UserError(f"{repo_id!r} is not a Hub id such as name/model.") from None
 
 
-@contextlib.contextmanager
-def prepared(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None,
-    tag: str | None = None,
-    license: str | None = None,
-    limits: Limits = USUAL,
-) -> Iterator[Upload]:
-    """The upload of ``folder``; what it needs besides the files there exists as long as the context lasts."""
-    contents = contents_of(folder)
-    with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
-        scratch = Path(temporary)
-        if not is_from_us(contents.index, contents.files):
-            contents = _exported_again(contents, folder, scratch / "pipeline")
-        yield upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
-
-
 def upload_of(
     contents: Contents,
     repo_id: str,
     scratch: Path,
     *,
-    private: bool | None,
-    tag: str | None,
-    license: str | None,
+    private: bool | None = None,
+    tag: str | None = None,
+    license: str | None = None,
     limits: Limits = USUAL,
 ) -> Upload:
     """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
@@ -112,8 +102,7 @@ def upload_of(
     card = None
     if "README.md" not in files and TEMPLATE.exists():
         card = card_values(contents, license)
-    step = contents.metrics.get("step")
-    message = "Upload model" if step is None else f"Upload model of step {step:,}"
+    message = "Upload model" if contents.step is None else f"Upload model of step {contents.step:,}"
     return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
 
 

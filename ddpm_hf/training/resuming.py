@@ -26,6 +26,12 @@ FREE_SETTINGS = {
     "score_images",
     "max_memory_gb",
     "max_bad_steps",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "hub_tag_steps",
+    "hub_license",
 }
 
 

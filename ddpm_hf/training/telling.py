@@ -1,8 +1,13 @@
 """What a run says of itself: its first line, and the facts of its report."""
 
+import functools
+import os
+import subprocess
 from datetime import timedelta
+from pathlib import Path
 
 from ddpm_hf.config import TrainConfig
+from ddpm_hf.devices import device_name
 
 UNET2D_LEAVES_OUT = ("residual", "normalize_input", "time_embed_dim", "feed_forward_dim")
 
@@ -47,6 +52,7 @@ def facts(trainer) -> dict[str, str]:
         "Parameters": f"{trainer.num_parameters:,}",
         "Steps": f"{state.step:,} of {trainer.total_steps:,}, {trainer.config.train_batch_size} images each",
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type}",
+        "Device": _devices(accelerator),
         "Precision": accelerator.mixed_precision,
         "Wall time": str(timedelta(seconds=round(state.progress.wall_seconds))),
     }
@@ -56,4 +62,33 @@ def facts(trainer) -> dict[str, str]:
         said["Steps skipped"] = f"{state.progress.skipped_steps:,}, for a loss that exploded or was not finite"
     if trainer.best_step is not None:
         said["Best checkpoint"] = f"step-{trainer.best_step}, by validation loss"
+    if ids := [source.dataset for source in trainer.config.sources if not Path(source.dataset).expanduser().exists()]:
+        said["Hub data sets"] = ", ".join(dict.fromkeys(ids))
+    if code := commit_of_code():
+        said["Code"] = code
     return said
+
+
+def _devices(accelerator) -> str:
+    name, count = device_name(accelerator.device), accelerator.num_processes
+    return name if accelerator.device.type == "cpu" else f"{count} x {name}"
+
+
+@functools.cache
+def commit_of_code() -> str | None:
+    """The commit of the checkout that this file is in, and whether it was changed since; None outside of one."""
+    root = Path(__file__).resolve().parent.parent.parent
+
+    def git(*arguments: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return git("rev-parse", "HEAD") + (", changed since" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

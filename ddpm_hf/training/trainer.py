@@ -45,9 +45,10 @@ from ddpm_hf.training.parts import (
     learning_rate_at,
 )
 from ddpm_hf.training.pictures import fast_pipeline, sample_grid
+from ddpm_hf.training.pushing import Pushes, problem_with
 from ddpm_hf.training.resuming import agree_on_checkpoint, compare_runs, refuse_changes, settings_before
 from ddpm_hf.training.state import TrainState
-from ddpm_hf.training.telling import facts, first_line, unused_settings
+from ddpm_hf.training.telling import commit_of_code, facts, first_line, unused_settings
 from ddpm_hf.training.tracking import Trackers, trackers_for
 from ddpm_hf.training.validation import Validation
 
@@ -97,6 +98,7 @@ class Trainer:
         self.score = self._score() if config.score_features else None
         self.total_steps = config.max_train_steps or config.total_steps(len(self.data))
         self._saved_step: int | None = None
+        self._pushes: Pushes | None = None
         self._lock: FileLock | None = None
         self._started = time.perf_counter()
 
@@ -202,6 +204,8 @@ class Trainer:
             self._pause()
             return None
         finally:
+            if self._pushes is not None:
+                self._pushes.end()
             if self._lock is not None:
                 self._lock.release()
 
@@ -216,6 +220,7 @@ class Trainer:
                     self._log(bar)
                 if self._is_due(config.sample_steps):
                     self._sample()
+                self._push()
                 if self._is_last:
                     if not self._is_sound():
                         self._give_up(math.nan)
@@ -340,17 +345,31 @@ class Trainer:
 
     def _start(self):
         """Prepare ``output_dir``, or resume from its newest whole checkpoint."""
+        self._refuse_to_push()
         self._occupy()
         checkpoint = agree_on_checkpoint(self.folder, self.accelerator)
         if checkpoint is not None:
             self._resume(checkpoint)
         self._on_main(self._prepare_folder)
+        if self._is_main and self.config.push_to_hub:
+            self._pushes = Pushes(self.config, tqdm.write)
+            self._pushes.begin()
         self.trackers.start(self.config.model_dump(mode="json"))
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.accelerator.print(first_line(self, resumed=checkpoint is not None))
         if warning := unused_settings(self.config):
             self.accelerator.print(f"warning: {warning}")
+
+    def _refuse_to_push(self):
+        """Tell now what would otherwise be told when the run is done."""
+        commit_of_code()  # as it is now; cached
+        if not self.config.push_to_hub:
+            return
+        if self.config.hub_strategy == "best" and self.validation is None:
+            raise UserError("hub_strategy best goes by the validation loss, and there are no images to validate on.")
+        if problem := self._agree_on(problem_with(self.config) if self._is_main else None):
+            raise UserError(problem)
 
     def _prepare_folder(self):
         """Clear away what an interrupted run left behind, and write the settings."""
@@ -505,6 +524,33 @@ class Trainer:
         if self._is_main:
             self.trackers.log_grid(grid, self.state.step)
 
+    def _push(self):
+        """Begin the push that is due, and tell of those that are done. The last one is begun in the end."""
+        if self._pushes is None:
+            return
+        self._pushes.poll()
+        config, step = self.config, self.state.step
+        if self._is_last:
+            return
+        if (
+            config.hub_strategy == "every_save"
+            and self._saved_step == step
+            and self._is_due(config.checkpointing_steps)
+        ):
+            self._pushes.push(step, self._facts(), checkpoint=True)
+        elif config.hub_strategy == "best" and self._is_due(config.validation_steps, config.checkpointing_steps):
+            best = self.best_step
+            if best not in (None, self._pushes.last_step):
+                self._pushes.push(best, self._facts(), checkpoint=True)
+
+    def _push_the_end(self):
+        best = self.best_step if self.config.hub_strategy == "best" else None
+        self._pushes.push(best or self.state.step, self._facts(), checkpoint=best is not None)
+
+    def _facts(self) -> dict[str, str]:
+        self._count_wall_time()
+        return facts(self)
+
     # ---- the end
 
     def _pause(self):
@@ -523,14 +569,20 @@ class Trainer:
             f"goes on from there."
         )
         self.trackers.finish()
+        if self._pushes is not None:
+            self._pushes.finish(self.stop)
 
     def _finish(self) -> Path:
         folder = self.folder / "pipeline"
         self._on_main(self._write_pipeline)
         self._report()
+        if self._pushes is not None:
+            self._push_the_end()
         self.accelerator.print(f"exported {folder}; python -m ddpm_hf sample {folder} --output grid.png shows pictures")
         self.accelerator.wait_for_everyone()
         self.trackers.finish()  # ends the process group: nothing collective after it
+        if self._pushes is not None:
+            self._pushes.finish(self.stop)  # the other processes have gone
         return folder
 
     def _write_pipeline(self):
@@ -540,9 +592,8 @@ class Trainer:
 
     def _report(self):
         if self._is_main:
-            self._count_wall_time()
             defaults = TrainConfig.model_construct().model_dump(mode="json")
             try:
-                write_report(self.folder, facts(self), defaults=defaults)
+                write_report(self.folder, self._facts(), defaults=defaults)
             except Exception as error:  # a run of days does not fail for its last picture
                 self.accelerator.print(f"warning: the report could not be written: {one_line(error)}")

@@ -77,7 +77,8 @@ def runs():
             for storage in OF:
                 if request in (*OF[storage], ANY):
                     name = f"{case.name}-{NAMES[request]}-{storage}".replace(" ", "_")
-                    yield pytest.param(storage, case, request, id=name)
+                    waits = case.silence != USUAL.silence
+                    yield pytest.param(storage, case, request, id=name, marks=[pytest.mark.slow] * waits)
 
 
 @pytest.mark.parametrize(("hub", "case", "request_"), list(runs()), indirect=["hub"])

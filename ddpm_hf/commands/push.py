@@ -1,0 +1,53 @@
+"""``python -m ddpm_hf push``: a run, or a pipeline, as a model repository of the Hub."""
+
+import argparse
+from pathlib import Path
+
+from ddpm_hf.checkpoints import checkpoints_of, step_of
+from ddpm_hf.errors import UserError
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "push",
+        help="upload a run, or a pipeline, to the Hub",
+        description="Upload a run, or a pipeline, in one commit. What is there already is not sent again.",
+    )
+    parser.add_argument("folder", help="output_dir of a run, which may still be going, or exported pipeline")
+    parser.add_argument("--repo-id", help="name/model (default: the run's hub_model_id)")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="make a new repository private, and refuse a public one (default: the run's hub_private_repo)",
+    )
+    parser.add_argument("--checkpoint", help="of a run: a step, or best, by validation loss (default: its end)")
+    parser.add_argument("--tag", help="for the commit")
+    parser.add_argument("--license", help="of the weights, for the card, such as apache-2.0")
+    parser.set_defaults(run=_push)
+
+
+def _push(arguments):
+    from ddpm_hf.hub import push
+    from ddpm_hf.hub.contents import settings_of
+
+    folder = Path(arguments.folder)
+    repo_id = arguments.repo_id or settings_of(folder).get("hub_model_id")
+    if not repo_id:
+        raise UserError("--repo-id is missing: name/model, where to push to.")
+    step = None if arguments.checkpoint is None else _step(folder, arguments.checkpoint)
+    url = push(folder, repo_id, private=arguments.private, tag=arguments.tag, license=arguments.license, step=step)
+    print(f"pushed to {url}")
+
+
+def _step(folder: Path, checkpoint: str) -> int:
+    """The step of the checkpoint that was asked for."""
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    if checkpoint != "best":
+        raise UserError(f"--checkpoint {checkpoint} must be a step, or best.")
+    from ddpm_hf.training.metrics import Metrics
+
+    best = Metrics(folder).best_step([step_of(path) for path in checkpoints_of(folder)])
+    if best is None:
+        raise UserError(f"{folder} has no checkpoint with a validation loss; give a step.")
+    return best

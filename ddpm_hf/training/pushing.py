@@ -1,0 +1,176 @@
+"""Pushes of a run that goes on: each in a process of its own, one after the other, never in the way of a step."""
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddpm_hf.config import TrainConfig
+from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.hub.contents import contents_of
+from ddpm_hf.hub.publishing import frozen, refuse_bad_id, upload_of
+from ddpm_hf.hub.retries import LOG_IN
+from ddpm_hf.hub.upload import Sending, Upload
+from ddpm_hf.stopping import StopSignal
+
+GRACE = 10.0  # seconds that a run which was asked to stop gives to an upload
+
+
+def problem_with(config: TrainConfig) -> str | None:
+    """What will keep a run from being pushed, as far as can be known without the Hub."""
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import is_offline_mode
+
+    try:
+        refuse_bad_id(config.hub_model_id)
+    except UserError as error:
+        return f"hub_model_id: {error}"
+    if is_offline_mode():
+        return "push_to_hub cannot reach the Hub while HF_HUB_OFFLINE is set; unset it, or push when the run is done."
+    if get_token() is None:
+        return f"push_to_hub needs a token with the role write; {LOG_IN}."
+    return None
+
+
+@dataclass
+class _Push:
+    """step: None where the repository is only created. folder: of the files that are kept for it."""
+
+    step: int | None
+    upload: Upload
+    folder: Path | None = None
+    sending: Sending | None = None
+
+    @property
+    def name(self) -> str:
+        return "the repository" if self.step is None else f"step {self.step:,}"
+
+
+class Pushes:
+    """The pushes of a run, on its main process. What goes wrong with one is told, and ends neither run nor others.
+
+    What is to be pushed is linked or copied aside at once, and sent when the push before it is done; of several that
+    wait, the newest.
+
+    Args:
+        config: with push_to_hub.
+        tell: prints a line.
+    """
+
+    def __init__(self, config: TrainConfig, tell: Callable[[str], object]):
+        self._config, self._tell = config, tell
+        self._run = Path(config.output_dir)
+        self._aside = self._run / ".push"
+        self._running: _Push | None = None
+        self._waiting: _Push | None = None
+        self._count = 0
+        self.last_step: int | None = None
+
+    def begin(self):
+        """Create the repository, so that what is wrong is told while the run is young."""
+        shutil.rmtree(self._aside, ignore_errors=True)  # of a run that was killed
+        self._send(_Push(None, Upload(self._config.hub_model_id, private=self._config.hub_private_repo or None)))
+
+    def push(self, step: int, facts: dict[str, str], *, checkpoint: bool):
+        """Push what the run has written; of its pipelines that of the checkpoint of ``step``, or the exported one."""
+        self._count += 1
+        folder = self._aside / str(self._count)
+        config = self._config
+        try:
+            folder.mkdir(parents=True)
+            contents = replace(contents_of(self._run, step if checkpoint else None), step=step, facts=facts)
+            upload = upload_of(
+                contents,
+                config.hub_model_id,
+                folder,
+                private=config.hub_private_repo or None,
+                tag=f"step-{step}" if config.hub_tag_steps else None,
+                license=config.hub_license,
+            )
+            upload = replace(frozen(upload, folder / "files"), keep_tag=True)
+        except Exception as error:  # a run of days does not fail for a push
+            self._failed(f"step {step:,} could not be pushed: {one_line(error)}", folder)
+            return
+        self.last_step = step
+        if self._waiting is not None:
+            self._tell(f"{self._waiting.name} is not pushed: the Hub is slower than the run.")
+            self._clear(self._waiting)
+        self._waiting = _Push(step, upload, folder)
+        self.poll()
+
+    def poll(self):
+        """Tell of the push that is done, and begin the next. Never waits."""
+        if self._running is not None and self._running.sending.is_done():
+            self._collect()
+        if self._running is None and self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._send(waiting)
+
+    def finish(self, stop: StopSignal):
+        """Wait for the pushes that were begun; not for long if the run was asked to stop, and no more when it is."""
+        deadline = time.monotonic() + GRACE if stop.reason else None
+        self.poll()
+        if self._running is not None:
+            self._tell(f"waiting for the upload to {self._config.hub_model_id}; Ctrl-C leaves it to {self._command}")
+        while self._running is not None:
+            if stop.reason and (deadline is None or time.monotonic() > deadline):
+                self.end()
+                return
+            time.sleep(0.1)
+            self.poll()
+
+    def end(self):
+        """End what is under way; nothing of it is published."""
+        for push in (self._running, self._waiting):
+            if push is None:
+                continue
+            if push.sending is not None:
+                push.sending.end()
+            if push.step is not None:
+                self._tell(f"warning: {push.name} was not pushed yet; {self._command} does it.")
+        self._running = self._waiting = None
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    # ---- one of them
+
+    def _send(self, push: _Push):
+        try:
+            push.sending = Sending(push.upload, in_background=True)
+        except OSError as error:
+            self._failed(f"{push.name} could not be pushed: {one_line(error)}", push.folder)
+            return
+        self._running = push
+
+    def _collect(self):
+        push, self._running = self._running, None
+        try:
+            result = push.sending.result()
+        except UserError as error:
+            self._failed(f"{push.name}: {error}", push.folder)
+            return
+        if push.step is not None:
+            self._tell(f"pushed {push.name} to {result['url']}")
+        self._clear(push)
+
+    def _failed(self, what: str, folder: Path | None):
+        self._tell(
+            f"warning: {what.removesuffix('.')}. The run goes on; when that is mended, {self._command} pushes it."
+        )
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _clear(self, push: _Push):
+        if push.folder is not None:
+            shutil.rmtree(push.folder, ignore_errors=True)
+        if self._running is None and self._waiting is None:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+    @property
+    def _command(self) -> str:
+        config = self._config
+        words = ["python", "-m", "ddpm_hf", "push", config.output_dir, "--repo-id", config.hub_model_id]
+        words += ["--private"] * config.hub_private_repo
+        words += ["--checkpoint", "best"] if config.hub_strategy == "best" else []
+        return f"`{shlex.join(words)}`"

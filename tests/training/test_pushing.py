@@ -1,0 +1,242 @@
+"""Runs that are pushed to the Hub double while they train."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import SMOKE, TINY, TORCHRUN, assert_same_weights, metrics, tiny_run, tiny_trainer, train_command
+
+from ddpm_hf.__main__ import main
+from ddpm_hf.checkpoints import checkpoints_of
+from ddpm_hf.config import build_config
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub import load_pipeline
+from ddpm_hf.stopping import StopSignal
+
+HUB = {"push_to_hub": True, "hub_model_id": "alice/run"}
+one_storage = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+OF_RUN = {"config.yaml", "metrics.jsonl", "README.md", ".gitattributes", "model_index.json"}
+OF_RUN |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"}
+
+
+def files(hub, revision: str = "main") -> dict:
+    return hub.repos["model", "alice/run"].resolve(revision).files
+
+
+def titles(hub) -> list[str]:
+    """Of the commits, oldest first, without the repository's own."""
+    repo = hub.repos["model", "alice/run"]
+    commit, found = repo.resolve("main"), []
+    while commit:
+        found.append(commit.title)
+        commit = repo.commits.get(commit.parent)
+    return found[-2::-1]
+
+
+def same_weights(hub, name, revision="main") -> bool:
+    file = files(hub, revision)["unet/diffusion_pytorch_model.safetensors"]
+    return Path(hub.lfs_path(file.sha256)).read_bytes() == name.read_bytes()
+
+
+@one_storage
+def test_a_run_is_pushed_when_it_is_done(hub, tmp_path, capsys):
+    folder = tmp_path / "run"
+    tiny_run(folder, **HUB, hub_license="mit")
+    assert titles(hub) == ["Upload model of step 12"]
+    published = set(files(hub))
+    samples = {"samples/step-0000006.png", "samples/step-0000012.png"}
+    assert {name for name in published if not re.search(r"ddpm_hf_\w+_[0-9a-f]{12}\.py$", name)} == OF_RUN | samples
+    assert same_weights(hub, folder / "pipeline/unet/diffusion_pytorch_model.safetensors")
+    card = files(hub)["README.md"].data.decode()
+    assert "license: mit" in card and "12 steps, 96 images seen" in card
+    assert str(tmp_path) not in card + files(hub)["config.yaml"].data.decode()
+    assert f"pushed step 12 to {hub.endpoint}/alice/run" in capsys.readouterr().out
+    assert not (folder / ".push").exists()
+    assert load_pipeline("alice/run").num_classes == 10
+
+
+@one_storage
+def test_every_checkpoint_is_pushed_and_tagged(hub, tmp_path, monkeypatch):
+    from ddpm_hf.training import pushing
+
+    poll = pushing.Pushes.poll
+
+    def wait(self):  # for the push before: a tiny run is faster than any Hub
+        while self._running is not None and not self._running.sending.is_done():
+            time.sleep(0.01)
+        poll(self)
+
+    monkeypatch.setattr(pushing.Pushes, "poll", wait)
+    folder = tmp_path / "run"
+    tiny_run(folder, **HUB, hub_strategy="every_save", hub_tag_steps=True, checkpoints_total_limit=9)
+    assert titles(hub) == [f"Upload model of step {step}" for step in (4, 8, 12)]
+    assert set(hub.repos["model", "alice/run"].tags) == {"step-4", "step-8", "step-12"}
+    for step in (4, 8):
+        weights = folder / f"checkpoints/step-{step}/pipeline/unet/diffusion_pytorch_model.safetensors"
+        assert same_weights(hub, weights, f"step-{step}")
+    assert [name for name in files(hub, "step-8") if "samples" in name] == ["samples/step-0000006.png"]
+
+
+@one_storage
+def test_the_best_checkpoint_is_pushed(hub, tmp_path):
+    folder = tmp_path / "run"
+    # a learning rate that makes it worse after the first checkpoints
+    trainer = tiny_run(folder, **HUB, hub_strategy="best", validation_steps=4, learning_rate=0.05, lr_warmup_steps=0)
+    best = trainer.best_step
+    assert best in (4, 8, 12)
+    assert titles(hub)[-1] == f"Upload model of step {best}"
+    weights = folder / f"checkpoints/step-{best}/pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert same_weights(hub, weights)
+
+
+@one_storage
+def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, capsys):
+    hub.fault("POST", "/commit/main", times=10_000, status=403, message="Private storage limit reached")
+    folder = tmp_path / "run"
+    tiny_run(folder, **HUB, hub_strategy="every_save", hub_private_repo=True)
+    out = capsys.readouterr().out
+    command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --private`"
+    (line,) = {line for line in out.splitlines() if line.startswith("warning: step 12:")}
+    assert "pushing to alice/run failed: the Hub refuses this (403: Private storage limit reached)" in line
+    assert line.endswith(f"The run goes on; when that is mended, {command} pushes it.")
+    assert titles(hub) == []
+    tiny_run(tmp_path / "unpushed")
+    assert_same_weights(folder, tmp_path / "unpushed")
+
+    hub.faults.clear()
+    assert main(["push", str(folder), "--repo-id", "alice/run"]) == 0
+    assert titles(hub) == ["Upload model of step 12"]
+    assert hub.repos["model", "alice/run"].private  # by the run's settings
+    assert main(["push", str(folder)]) == 0  # to the run's repository
+    assert len(titles(hub)) == 1
+
+
+@one_storage
+def test_no_step_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch):
+    """All steps are done, and the pipeline is exported, before the Hub answers the first request."""
+    from ddpm_hf.training import pushing
+
+    released, done_before = threading.Event(), []
+    hub.fault("*", "", times=1, delay=3600)
+    sleep = time.sleep
+    monkeypatch.setattr("hubdouble.time.sleep", lambda s: released.wait(120) if s == 3600 else sleep(s))
+    finish = pushing.Pushes.finish
+
+    def release(self, stop):
+        done_before.extend([len(metrics(tmp_path / "run")), not hub.repos, (tmp_path / "run/pipeline").is_dir()])
+        released.set()
+        finish(self, stop)
+
+    monkeypatch.setattr(pushing.Pushes, "finish", release)
+    tiny_run(tmp_path / "run", **HUB, hub_strategy="every_save")
+    assert done_before == [4, True, True]
+    assert titles(hub) == ["Upload model of step 12"]
+
+
+@one_storage
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_hub(hub, tmp_path, capsys, monkeypatch):
+    from ddpm_hf.training import pushing
+
+    monkeypatch.setattr(pushing, "GRACE", 0.2)
+    hub.fault("POST", "/commit/main", times=10_000, delay=60)
+    stop = StopSignal()
+    trainer = tiny_trainer(tmp_path / "run", stop, **HUB, hub_strategy="every_save")
+    train_step = trainer.train_step
+
+    def stop_at_six():
+        train_step()
+        if trainer.state.step == 6:
+            stop.reason = "SIGTERM"
+
+    trainer.train_step = stop_at_six
+    assert trainer.train() is None
+    out = capsys.readouterr().out
+    assert "warning: step 4 was not pushed yet; `python -m ddpm_hf push" in out
+    assert checkpoints_of(tmp_path / "run")[-1].name == "step-6"
+    assert not (tmp_path / "run/.push").exists()
+
+
+@one_storage
+def test_a_private_run_is_not_pushed_to_a_public_repository(hub, tmp_path, capsys):
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("alice/run")
+    tiny_run(tmp_path / "run", **HUB, hub_private_repo=True)
+    out = capsys.readouterr().out
+    assert "warning: the repository: pushing to alice/run failed: it exists and is public, nothing was uploaded" in out
+    assert titles(hub) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "message"),
+    [
+        ({"hub_model_id": "not an id"}, {}, "hub_model_id: 'not an id' is not a Hub id"),
+        ({}, {"HF_TOKEN": ""}, "push_to_hub needs a token with the role write; log in"),
+        ({"hub_strategy": "best", "validation_split": "auto", "max_images": 1}, {}, "no images to validate on"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_before_the_first_step(tmp_path, monkeypatch, settings, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        tiny_run(tmp_path / "run", **{**HUB, **settings, "train_batch_size": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_hub_go_together():
+    for settings, message in (
+        ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
+        ({**HUB, "hub_strategy": "best", "validation_split": None}, "it needs a validation_split"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_config({**TINY, **settings})
+
+
+@pytest.mark.slow
+@one_storage
+def test_two_ranks_push_once(hub, tmp_path):
+    """Through the launcher, to a slow Hub; the second rank neither pushes nor waits."""
+    hub.fault("*", "", times=10_000, delay=0.1)
+    arguments = [*SMOKE, "--max_train_steps", "20", "--push_to_hub", "--hub_model_id", "acme/run"]
+    process = train_command(
+        *arguments,
+        *("--hub_private_repo", "--hub_strategy", "every_save", "--output_dir", str(tmp_path / "run")),
+        launcher=TORCHRUN,
+        ACCELERATE_USE_CPU="1",
+        HF_HUB_OFFLINE="0",
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    repo = hub.repos["model", "acme/run"]
+    assert repo.private
+    assert repo.resolve("main").title == "Upload model of step 20"
+    assert output.count("pushed step 20 to") == 1
+    created = [entry for entry in hub.log if entry["p"] == "/api/repos/create"]
+    assert len(created) == 1
+
+
+@pytest.mark.slow
+@one_storage
+def test_a_killed_run_leaves_no_upload_behind(hub, tmp_path):
+    """SIGKILL while the Hub does not answer: the upload's process ends too, and nothing is published."""
+    import psutil
+
+    hub.fault("POST", "/commit/main", times=10_000, delay=600)
+    arguments = [*SMOKE, "--max_train_steps", "100000", "--push_to_hub", "--hub_model_id", "alice/run"]
+    arguments += ["--hub_strategy", "every_save", "--output_dir", str(tmp_path / "run")]
+    process = train_command(*arguments, HF_HUB_OFFLINE="0")
+    deadline = time.monotonic() + 200
+    while not [entry for entry in hub.log if "/commit/main" in entry["p"]]:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    uploads = psutil.Process(process.pid).children(recursive=True)
+    assert any("ddpm_hf.hub.upload" in " ".join(child.cmdline()) for child in uploads)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(uploads, timeout=30)
+    assert not alive
+    assert titles(hub) == []
