@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
@@ -52,6 +52,7 @@ from ddpm_hf.training.telling import commit_of_code, facts, first_line, unused_s
 from ddpm_hf.training.tracking import Trackers, trackers_for
 from ddpm_hf.training.validation import Validation
 
+PATIENCE = timedelta(hours=1)  # of the ranks, with the one that writes
 EXPLODED = 100  # times the usual squared error; a batch of one image at timestep 0 reaches 30
 
 
@@ -122,8 +123,7 @@ class Trainer:
             dynamo_plugin=compilation,
             log_with=trackers or None,
             project_dir=str(self.folder),
-            # one rank writes while the others wait for it
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise UserError(
@@ -136,7 +136,13 @@ class Trainer:
         """The precision asked for; "auto" is what the run was started with, or bf16 where it is faster."""
         if self.config.mixed_precision != "auto":
             return self.config.mixed_precision
-        return settings_before(self.folder).get("mixed_precision") or ("bf16" if bf16_is_faster() else "no")
+        if before := settings_before(self.folder).get("mixed_precision"):
+            return before
+        found = "bf16" if bf16_is_faster() else "no"
+        if best_device().type != "cpu":
+            return found
+        PartialState(cpu=True, timeout=PATIENCE)  # before the Accelerator, for its processes to agree:
+        return broadcast_object_list([found])[0]  # on a busy machine one would measure this, another that
 
     def _check_batch(self) -> int:
         """The parts that a rank splits its share of a batch into."""
@@ -487,10 +493,10 @@ class Trainer:
         self.trackers.log(record)
         progress.start_line()
         shown = {name: record[name] for name in ("loss", "validation_loss") if record.get(name) is not None}
+        epoch = {} if record["epoch"] is None else {"epoch": f"{record['epoch']:.2f}"}  # a stream has no count
         bar.set_postfix(
-            {name.removesuffix("_loss"): f"{value:.4f}" for name, value in shown.items()},
+            {name.removesuffix("_loss"): f"{value:.4f}" for name, value in shown.items()} | epoch,
             images_s=f"{record['images_per_second']:.0f}",
-            epoch=f"{record['epoch']:.2f}" if record["epoch"] is not None else "",
         )
 
     def _record(self) -> dict:

@@ -86,6 +86,18 @@ def test_a_finished_run_is_only_exported_again(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_all_ranks_take_the_precision_that_the_main_one_found(tmp_path, monkeypatch):
+    """On a CPU it is measured; on a busy one, ranks measured differently, and trained in two precisions."""
+    import ddpm_hf.training.trainer as trainer
+
+    monkeypatch.setattr(trainer, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(trainer, "bf16_is_faster", lambda: True)
+    assert tiny_trainer(tmp_path).accelerator.mixed_precision == "bf16"
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(trainer, "broadcast_object_list", lambda found: [{"bf16": "no"}[found[0]]])
+    assert tiny_trainer(tmp_path).accelerator.mixed_precision == "no"
+
+
 @pytest.mark.parametrize(
     "settings",
     [
