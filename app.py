@@ -1,6 +1,7 @@
 """The Space's entry: ``python app.py [--model PATH_OR_ID] [--port P]`` serves the page for one model."""
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -45,10 +46,13 @@ def _serve(arguments: argparse.Namespace):
 
     # after the model, so that a wrong one is told at once: this takes seconds
     from ddpm_hf.ui.look import launch_options
+    from ddpm_hf.ui.models import memory_from_environment, models_from_environment
     from ddpm_hf.ui.page import build_page, model_name
     from ddpm_hf.ui.runs import Engine
 
-    engine = Engine(pipeline)
+    others, memory = models_from_environment(model)[1:], memory_from_environment()
+    load = functools.partial(load_allowed, trust_remote_code=trust, device=device, dtype=best_dtype(device))
+    engine = Engine(pipeline, model, others, load, max_memory=memory)
     page = build_page(engine, model_name(model))
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:

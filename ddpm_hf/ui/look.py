@@ -7,8 +7,11 @@ import gradio as gr
 STATIC = Path(__file__).parent / "static"
 
 # in this order one style sheet and one script, whose functions see each other
-STYLES = ("page", "form", "stage")
-SCRIPTS = ("dom", "film", "tiles", "transport", "lens", "stage", "choice", "fields", "form", "tabs", "main")
+STYLES = ("page", "form", "stage", "compare", "forward", "theory", "takeaway")
+SCRIPTS = (
+    *("dom", "wire", "film", "tiles", "transport", "lens", "stage", "choice", "fields", "form", "compare", "charts"),
+    *("intake", "forward", "math", "theory", "takeaway", "tabs", "masthead", "main"),
+)
 
 # nothing is fetched from elsewhere: the fonts are the visitor's own
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

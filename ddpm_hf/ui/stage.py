@@ -22,6 +22,12 @@ def make_stage(**options) -> gr.HTML:
     return make_part("stage(element, props, watch)", **options)
 
 
+def make_wire(name: str) -> gr.HTML:
+    """A component that is not seen: its value is a request of the script's, its submit and stop events start and end
+    what that asks for."""
+    return make_part(f"wire('{name}', props, trigger)", elem_classes="wire")
+
+
 def make_part(call: str, **options) -> gr.HTML:
     """A component that the call ``ddpm.<call>`` fills, with ``element``, ``props``, ``trigger``, ``server``, ``watch``.
 

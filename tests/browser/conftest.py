@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from driving import PATIENCE, STAGE
+from driving import PATIENCE
 from playwright.sync_api import expect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ui"))  # app_server is shared with the tests over HTTP
@@ -57,17 +57,23 @@ def browser():
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
-    """Starts the app on a tiny model, conditional or not, once each."""
+    """Starts the app, once a model: "shapes", conditional and gray; "colours", neither; "embedded"; or "several"."""
     from app_server import AppServer, export_tiny
 
-    running = {}
+    running, folders = {}, tmp_path_factory.mktemp("models")
 
-    def server(conditional: bool) -> AppServer:
-        if conditional not in running:
-            folder = tmp_path_factory.mktemp("models") / ("shapes" if conditional else "colours")
-            export_tiny(folder, conditional=conditional)
-            running[conditional] = AppServer(folder, tmp_path_factory.mktemp("scratch"))
-        return running[conditional]
+    def folder(name: str) -> Path:
+        if not (folders / name).exists():
+            export_tiny(folders / name, conditional=name == "shapes")
+        return folders / name
+
+    def server(name: str) -> AppServer:
+        if name not in running:
+            model = None if name == "embedded" else folder("shapes" if name == "several" else name)
+            others = {"MODELS": str(folder("colours"))} if name == "several" else {}
+            running[name] = AppServer(model, tmp_path_factory.mktemp("scratch"), **others)
+            running[name].model = model
+        return running[name]
 
     yield server
     for each in running.values():
@@ -79,7 +85,7 @@ def open_page(browser, servers):
     """Opens the page; at the end of the test there must have been nothing on its console."""
     contexts, complaints = [], []
 
-    def open_page(conditional=True, path="", width=1280, height=900, dark=False):
+    def open_page(model="shapes", path="", width=1280, height=900, dark=False):
         scheme = "dark" if dark else "light"
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
@@ -87,8 +93,8 @@ def open_page(browser, servers):
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
-        page.goto(servers(conditional).url + path)
-        page.wait_for_selector(STAGE)
+        page.goto(servers(model).url + path)
+        page.wait_for_selector("html[data-ready]", state="attached")
         return page
 
     yield open_page

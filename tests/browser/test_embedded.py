@@ -30,7 +30,7 @@ def test_clothes_appear_frame_by_frame(app, browser, tmp_path):
     generate(page)
     finish(page, 20)
     assert stage(page)["frames"] == "21"
-    expect(page.locator(".stage-progress")).to_contain_text("step 20 of 20")
+    expect(page.locator("#stage .stage-progress")).to_contain_text("step 20 of 20")
     shot = page.locator(f"{STAGE} canvas").first.screenshot(path=tmp_path / "clothes.png")
     pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("L"))
     assert (pixels < 40).mean() > 0.3  # dark ground

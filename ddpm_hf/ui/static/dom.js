@@ -5,7 +5,7 @@ function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "circle", "line", "polyline", "text", "g", "rect"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   set(node, attributes);
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
@@ -42,10 +42,13 @@ function seconds(value) {
   return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 }
 
+const waitingText = (queue) => (queue ? `Waiting: ${queue}` : "Waiting for the model …");
+
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// What the parts tell each other: "settings" (the form's values), "run" (what the stage shows), "restore" (settings to
-// put into the form, and whether to run them), "stage" (submitted, stopped, failed).
-const page = Object.assign(new EventTarget(), { settings: null, run: null, film: null, describe: null });
+// What the parts tell each other: "settings" (of the form), "run" (what the stage shows), "painted" (a frame of it), "t"
+// and "noised" (of the forward process), "restore" (settings for the form, and whether to run them), "tab" (to show one)
+// and "shown", "model" (the description of another), "failed" (a stream), "notice" (what went wrong, in words).
+const page = Object.assign(new EventTarget(), { settings: null, description: null });
 const tell = (name, detail) => page.dispatchEvent(new CustomEvent(name, { detail }));
 const hear = (name, callback) => page.addEventListener(name, (event) => callback(event.detail));

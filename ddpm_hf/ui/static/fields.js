@@ -84,11 +84,11 @@ class ClassField {
 }
 
 class SeedField {
-  constructor({ max, value = 0, changed = () => {} }) {
+  constructor({ max, value = 0, id = "field-seed", changed = () => {} }) {
     Object.assign(this, { max, changed });
-    this.input = make("input", { type: "number", class: "number wide", id: "field-seed", min: 0, max, step: 1, inputmode: "numeric", oninput: () => this.typed(), onchange: () => this.set(this.value) });
+    this.input = make("input", { type: "number", class: "number wide", id, name: "seed", min: 0, max, step: 1, inputmode: "numeric", oninput: () => this.typed(), onchange: () => this.set(this.value) });
     const roll = make("button", { type: "button", class: "pill die", "aria-label": "Roll a seed", title: "Roll a seed", onclick: () => this.roll() }, icon("die"));
-    this.element = make("div", { class: "field seed-field" }, make("label", { for: "field-seed" }, "Seed"), make("div", { class: "row" }, this.input, roll));
+    this.element = make("div", { class: "field seed-field" }, make("label", { for: id }, "Seed"), make("div", { class: "row" }, this.input, roll));
     this.set(value);
   }
 

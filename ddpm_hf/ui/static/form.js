@@ -40,7 +40,7 @@ class SettingsForm {
 
   read() {
     const values = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value]));
-    return this.description.models.length > 1 ? { model: this.description.model, ...values } : values;
+    return { model: this.description.model, ...values };
   }
 
   // Puts in those settings that this model has; what is unknown or out of range stays as it is.

@@ -90,7 +90,7 @@ class Lens {
       const sheet = await this.film.picture(frame);
       if (!sheet || this.index !== index) return;
       this.drawn[i] = key;
-      button.firstChild.getContext("2d").drawImage(sheet, ...source(sheet, this.run.tile, view, index), ...this.run.tile, 0, 0, ...this.run.tile);
+      drawImage(button.firstChild, sheet, this.run.tile, view, index);
       button.lastChild.textContent = `t ${Math.round(frame.t)}`;
       button.setAttribute("aria-label", `Step ${this.steps[i]}, t = ${Math.round(frame.t)}`);
     }

@@ -1,57 +1,117 @@
-// What the components of page.py call, one function each, with what Gradio hands to js_on_load.
+// What the components of page.py call, one function each, with what Gradio hands to js_on_load. Those that build a part
+// of the page only note where; start() comes last and builds all, so that the order in which Gradio shows them is no
+// matter.
 
 const parts = {};
-const millions = (count) => `${(count / 1e6).toFixed(1)} million`;
+const places = {};
 
-function masthead(element, props) {
-  const { title, description, panels } = props.masthead;
-  const { model, parameters } = description;
-  const bar = make("div", { class: "tabs-bar" });
-  element.replaceChildren(
-    make("header", {},
-      make("h1", {}, title),
-      make("p", {}, "A diffusion model makes pictures by taking noise away, step by step. Watch ", make("b", {}, model), ` do it live: ${millions(parameters)} parameters.`)),
-    bar);
-  parts.tabs = new Tabs(bar, panels);
+function masthead(element, props, functions) {
+  server = functions;
+  places.masthead = { element, about: props.about };
 }
 
-function form(element, props, trigger) {
-  parts.form = new SettingsForm(element, props.description, {
-    submitted(settings) {
-      if (document.documentElement.hasAttribute("data-busy")) return;
-      props.value = { ...settings };
-      parts.stage?.submitted();
-      trigger("submit");
-    },
-    stopped() {
-      parts.stage?.ended("stopped");
-      trigger("stop");
-    },
+const noted = (name) => (element, props, watch) => (places[name] = { element, props, watch });
+const [form, stage, compare, forwardSettings, forward, theory, takeAway] =
+  ["form", "stage", "compare", "forwardSettings", "forward", "theory", "takeAway"].map(noted);
+
+function start() {
+  if (Object.keys(places).length < 8) return setTimeout(start, 20);
+  const { description } = places.masthead.about;
+  page.description = description;
+  parts.stage = makeStage();
+  parts.form = new SettingsForm(places.form.element, description, { submitted, stopped });
+  parts.compare = new Compare(places.compare.element, description);
+  parts.forward = new Forward(places.forwardSettings.element, places.forward.element, description);
+  parts.theory = new Theory(places.theory.element, description, parts);
+  parts.forward.setT(parts.forward.t); // told once more, for those who came later
+  parts.takeAway = new TakeAway(places.takeAway.element, description, parts);
+  parts.masthead = new Masthead(places.masthead.element, places.masthead.about);
+  for (const name of ["stage", "compare", "forward"]) {
+    const { props, watch } = places[name];
+    watch("value", () => parts[name].receive(props.value));
+  }
+  hear("failed", (name) => ({ generate: parts.stage, compare: parts.compare, denoise: parts.forward })[name].ended("failed"));
+  hear("restore", restore);
+  hear("model", (chosen) => {
+    page.description = chosen;
+    for (const name of ["form", "compare", "theory", "forward"]) parts[name].build(chosen);
   });
-  hear("restore", ({ settings, run }) => {
-    parts.form.write(settings);
-    if (run) parts.form.submit();
-  });
+  watchDrops((file) => (parts.masthead.tabs.current === "forward" ? parts.forward.take(file) : parts.takeAway.restore(file)));
+  followLink();
+  document.documentElement.setAttribute("data-ready", "");
+  return null;
 }
 
-function stage(element, props, watch) {
-  const busy = (state) => ["waiting", "running"].includes(state);
-  parts.stage = new Stage(element, {
+function submitted(settings) {
+  if (parts.stage.busy) return;
+  parts.stage.submitted();
+  bringIntoView(parts.stage.root);
+  wires.generate.send(settings);
+}
+
+// On a phone the stage is above the settings.
+function bringIntoView(element) {
+  if (element.getBoundingClientRect().top >= 0) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  element.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+}
+
+function stopped() {
+  parts.stage.ended("stopped");
+  wires.generate.stop();
+}
+
+// Settings from elsewhere go into the form, of another model after its controls are there.
+async function restore({ settings, run }) {
+  if (settings.model && settings.model !== page.description.model) await parts.masthead.choose(settings.model);
+  parts.form.write(settings);
+  if (!run) return;
+  if (parts.stage.busy) stopped();
+  parts.form.submit();
+}
+
+// A link to a run: its settings are checked by the server, and run.
+async function followLink() {
+  const query = new URLSearchParams(location.search);
+  if (!["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "model"].some((key) => query.has(key))) return;
+  try {
+    const { settings } = await ask("restore", { query: location.search });
+    tell("restore", { settings, run: true });
+  } catch (error) {
+    tell("notice", error.message);
+  }
+}
+
+function makeStage() {
+  const made = new Stage(places.stage.element, {
     label: "Denoising stage",
     empty: ["Every picture starts as noise.", "Press Generate and watch it turn into something."],
     more(run, index) {
       const name = run.names[index];
       tell("restore", { settings: { seed: run.seeds[index], ...(name !== null && { class_name: name }) }, run: true });
     },
-    picked({ state, run, film }) {
-      document.documentElement.toggleAttribute("data-busy", busy(state));
-      Object.assign(page, { run, film });
+    picked({ busy, run }) {
+      parts.form?.form.toggleAttribute("data-busy", busy);
       tell("run", run);
     },
+    painted: (sheet, index) => tell("painted", { sheet, index }),
   });
-  watch("value", () => parts.stage.receive(props.value));
-  hear("failed", () => parts.stage.ended("failed"));
-  parts.stage.receive(props.value);
+  const link = make("button", { type: "button", onclick: () => copyLink(link) }, "Copy link");
+  const png = make("button", { type: "button", onclick: () => parts.takeAway.download("png", "") }, "Save PNG");
+  const more = make("button", { type: "button", onclick: () => tell("tab", "take-away") }, "More …");
+  made.actions.append(link, png, more);
+  return made;
 }
 
-return { masthead, form, stage, tell };
+async function copyLink(button) {
+  try {
+    const { link } = await ask("take_away", { settings: parts.stage.run?.settings ?? page.settings, url: location.origin + location.pathname });
+    await copyText(link);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy link"), 1500);
+  } catch (error) {
+    tell("notice", error.message);
+  }
+}
+
+return { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, start, tell, parts };

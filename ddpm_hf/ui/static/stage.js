@@ -5,8 +5,8 @@ const EMPTY_TILES = 16;
 
 class Stage {
   // empty: what to say before the first run, [title, line]. more(run, index): "make more like this", where it makes sense.
-  constructor(element, { empty, label, more = null, picked = () => {} }) {
-    Object.assign(this, { view: "x_t", run: null, film: new Film(1), lastNews: 0, state: "empty", before: "empty", pointedAt: -1, layout: null, more, picked });
+  constructor(element, { empty, label, more = null, picked = () => {}, painted = () => {} }) {
+    Object.assign(this, { view: "x_t", run: null, film: new Film(1), lastNews: 0, state: "empty", before: "empty", pointedAt: -1, layout: null, more, picked, painted });
     const [top, screen, foot] = [this.top(), this.screen(empty), this.foot()];
     this.root = make("section", { class: "stage", "data-state": "empty", "aria-label": label });
     this.transport = new Transport({
@@ -24,12 +24,7 @@ class Stage {
   // ---- the parts
 
   top() {
-    const view = (name, words, title) =>
-      make("button", { type: "button", "data-view": name, title, onclick: () => this.setView(name) }, `${words} `, make("i", {}, "x", make("sub", {}, name.slice(2))));
-    this.views = [
-      view("x_t", "Noisy", "The noisy image at this step"),
-      view("x_0", "Predicted", "The finished image as the network predicts it at this step"),
-    ];
+    this.views = viewButtons((view) => this.setView(view));
     this.progress = make("p", { class: "stage-progress", "data-part": "progress" });
     return make("div", { class: "stage-top" }, make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views), this.progress);
   }
@@ -67,6 +62,10 @@ class Stage {
 
   get running() {
     return this.state === "running";
+  }
+
+  get busy() {
+    return ["waiting", "running"].includes(this.state);
   }
 
   receive(value) {
@@ -133,6 +132,7 @@ class Stage {
     if (!sheet || film !== this.film) return false;
     this.drawn = index;
     this.draw(sheet);
+    this.painted(sheet, index);
     return true;
   }
 
@@ -207,7 +207,7 @@ class Stage {
   }
 
   announcement() {
-    if (this.state === "waiting") return this.queue || "Waiting for the model";
+    if (this.state === "waiting") return waitingText(this.queue);
     if (this.state === "running") return "Denoising";
     if (this.state === "failed") return "Failed";
     return this.run ? this.timeText() : "";
@@ -229,18 +229,28 @@ class Stage {
 
   describe() {
     const { state, run, film } = this;
-    const index = Math.max(0, this.transport?.shown ?? 0);
+    const index = Math.max(0, this.transport.shown);
     const t = film.nearest(index)?.t;
     if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined) this.progress.textContent = this.imageText(this.pointedAt);
     else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
-    else this.progress.textContent = "";
-    if (state === "waiting") this.status.textContent = this.queue || "Waiting for the model …";
+    else this.progress.textContent = "noise";
+    if (state === "waiting") this.status.textContent = waitingText(this.queue);
     else this.status.textContent = run ? this.timeText() : "";
-    this.root.dataset.shown = this.transport?.shown ?? -1;
+    this.root.dataset.shown = this.transport.shown;
     this.root.dataset.frames = film.count;
     if (run) {
       const what = this.view === "x_t" ? "noisy images" : "predicted images";
       this.canvas.setAttribute("aria-label", `${run.seeds.length} ${what}, ${this.stepText(index)}`);
     }
   }
+}
+
+// The switch between what is on the canvas and what the network makes of it.
+function viewButtons(chosen) {
+  const view = (name, words, title) =>
+    make("button", { type: "button", "data-view": name, title, onclick: () => chosen(name) }, `${words} `, make("i", {}, "x", make("sub", {}, name.slice(2))));
+  return [
+    view("x_t", "Noisy", "The noisy image at this step"),
+    view("x_0", "Predicted", "The finished image as the network predicts it at this step"),
+  ];
 }

@@ -58,6 +58,12 @@ function drawTiles(canvas, sheet, tile, view, indices) {
   return layout;
 }
 
+// One image of a frame, a pixel for a pixel: the style sheet scales the canvas.
+function drawImage(canvas, sheet, tile, view, index) {
+  [canvas.width, canvas.height] = tile;
+  canvas.getContext("2d").drawImage(sheet, ...source(sheet, tile, view, index), ...tile, 0, 0, ...tile);
+}
+
 // Noise, always the same, for a stage without a run.
 function drawNoise(canvas, count, tile = [16, 16]) {
   const layout = arrange(canvas, count, tile);

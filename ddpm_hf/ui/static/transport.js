@@ -15,6 +15,7 @@ class Transport {
     this.loop = make("button", { type: "button", class: "round small", "data-part": "loop", "aria-pressed": "false", "aria-label": "Loop", title: "Loop", onclick: () => this.setLoop(!this.looping) }, icon("loop"));
     this.element = make("div", { class: "transport" }, this.play, this.scrubber, this.counter, this.speed, this.loop);
     this.reset(1);
+    this.ready = true; // for whoever made it has to be, too
   }
 
   reset(total) {
@@ -98,6 +99,6 @@ class Transport {
     this.scrubber.style.setProperty("--shown", any ? index / this.total : 0);
     this.scrubber.style.setProperty("--loaded", any ? this.newest / this.total : 0);
     this.counter.textContent = any ? `${index} / ${this.total}` : "– / –";
-    this.changed();
+    if (this.ready) this.changed();
   }
 }
