@@ -36,23 +36,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _serve(arguments: argparse.Namespace):
+    if os.environ.get("SPACES_ZERO_GPU"):
+        import spaces  # noqa: F401  # before torch, which it makes believe in a GPU
+
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_allowed
+    from ddpm_hf.ui.models import memory_from_environment, models_from_environment
 
-    model, port = arguments.model or os.environ.get("MODEL_ID") or None, arguments.port
+    (model, *others), port = models_from_environment(arguments.model), arguments.port
     revision, device = arguments.revision or os.environ.get("MODEL_REVISION") or None, best_device()
     trust = arguments.trust_remote_code
     pipeline = load_allowed(model, revision=revision, trust_remote_code=trust, device=device, dtype=best_dtype(device))
 
     # after the model, so that a wrong one is told at once: this takes seconds
     from ddpm_hf.ui.look import launch_options
-    from ddpm_hf.ui.models import memory_from_environment, models_from_environment
     from ddpm_hf.ui.page import build_page, model_name
     from ddpm_hf.ui.runs import Engine
 
-    others, memory = models_from_environment(model)[1:], memory_from_environment()
     load = functools.partial(load_allowed, trust_remote_code=trust, device=device, dtype=best_dtype(device))
-    engine = Engine(pipeline, model, others, load, max_memory=memory)
+    engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment())
     page = build_page(engine, model_name(model))
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:

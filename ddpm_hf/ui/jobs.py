@@ -1,5 +1,6 @@
 """Jobs: tasks that wait for the model in a fair queue, and the one thread that computes them."""
 
+import contextvars
 import logging
 import threading
 import time
@@ -54,6 +55,7 @@ class Job:
         self.id = uuid.uuid4().hex
         self.totals = task.totals(model)
         self.state, self.error, self.cached = "waiting", None, False
+        self.context = contextvars.copy_context()  # of the request, by which ZeroGPU knows the visitor
         self.last: dict[int, Frame] = {}
         self.ended = threading.Event()
         self._frames: deque[Frame] = deque()
@@ -273,7 +275,7 @@ class Worker:
                     raise UserError(f"this took more than {self.max_seconds:.0f} s: take fewer images or steps.")
                 began = time.monotonic()
                 with self.lock, torch.inference_mode():
-                    item = next(stream, _END)
+                    item = batch[0].context.run(next, stream, _END)
                 computed += time.monotonic() - began
                 if item is _END:
                     self._keep(kept)

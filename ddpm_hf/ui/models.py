@@ -14,10 +14,10 @@ MAX_MEMORY = 4 * 2**30  # bytes of weights in memory at once; $MODELS_MEMORY set
 
 
 def models_from_environment(first: str | None = None) -> list[str | None]:
-    """``first``, or $MODEL_ID, or None for the embedded model, and then those of $MODELS, separated by commas."""
-    first = first or os.environ.get("MODEL_ID") or None
+    """``first`` or $MODEL_ID, and those of $MODELS, separated by commas; [None], the embedded model, without any."""
     others = [name.strip() for name in os.environ.get("MODELS", "").split(",")]
-    return list(dict.fromkeys([first, *filter(None, others)]))
+    names = [first or os.environ.get("MODEL_ID"), *others]
+    return list(dict.fromkeys(filter(None, names))) or [None]
 
 
 def memory_from_environment() -> int:
@@ -145,6 +145,10 @@ class Models:
             self._loaded.move_to_end(name)
             self._make_room()
             return self._loaded[name]
+
+    def in_fork(self, name: str) -> Model:
+        """The model, in a process that was forked from the one that chose it: a lock may be held there for ever."""
+        return self.loaded(name) or self._load_named(name)
 
     def _load_named(self, name: str) -> Model:
         source = self._sources[name]

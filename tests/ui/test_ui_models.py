@@ -80,10 +80,12 @@ def test_an_error_does_not_say_where_a_model_is(shapes, tmp_path):
 def test_the_allow_list_comes_from_the_environment(monkeypatch):
     assert models_from_environment() == [None]
     monkeypatch.setenv("MODELS", " a/b, ,c/d,a/b ")
-    assert models_from_environment() == [None, "a/b", "c/d"]
+    assert models_from_environment() == ["a/b", "c/d"]
     monkeypatch.setenv("MODEL_ID", "c/d")
     assert models_from_environment() == ["c/d", "a/b"]
     assert models_from_environment("x/y") == ["x/y", "a/b", "c/d"]
+    monkeypatch.delenv("MODELS")
+    assert models_from_environment() == ["c/d"]
 
 
 def test_the_memory_comes_from_the_environment(monkeypatch):
