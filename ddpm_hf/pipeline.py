@@ -73,6 +73,20 @@ class MyDDPMPipeline(DiffusionPipeline):
         """Number of classes, or None for an unconditional model."""
         return getattr(self.unet.config, "num_class_embeds", None)
 
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """As of ``DiffusionPipeline``, which asks the Hub about a model's code even where all of it is in the cache."""
+        try:
+            return super().download(pretrained_model_name, **kwargs)
+        except Exception as error:  # of the Hub client, or of the HTTP library it uses
+            if not isinstance(error, ConnectionError) and "Connect" not in type(error).__name__:
+                raise
+            raise ConnectionError(
+                f"the Hub cannot be reached, and diffusers loads {pretrained_model_name} by its id only online; "
+                f"once run online, from_pretrained(snapshot_download({pretrained_model_name!r})) works offline, "
+                f"and so does ddpm_hf.load_pipeline."
+            ) from error
+
     @torch.no_grad()
     def denoise(
         self,

@@ -146,6 +146,7 @@ def check_classes(index: dict, model: str | Path | None, folder: Path | None = N
 def _class_of(index: dict, component: str, stock: set[str], model, folder: Path | None):
     entry = index.get(component)
     module, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    name = str(name)
     if name in OWN_CLASSES:
         return OWN_CLASSES[name]
     if name in stock and hasattr(diffusers, name):

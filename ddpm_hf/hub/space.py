@@ -1,11 +1,12 @@
 """A Space that shows a model: the files of its repository, and their upload."""
 
 import contextlib
+import fnmatch
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,11 +105,12 @@ def prepared_space(
     if zero_gpu and hardware not in (None, ZERO_GPU["hardware"]):
         raise UserError(f"--zero-gpu is hardware of its own; {hardware} would be another: give one of both.")
     hardware = ZERO_GPU["hardware"] if zero_gpu else hardware
+    zero_gpu = hardware == ZERO_GPU["hardware"]
     values = _secrets(secrets)
     shown = shown_model(model, revision, token)
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-space-") as temporary:
         written = {
-            "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, zero_gpu=zero_gpu),
+            "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, revision=revision),
             "requirements.txt": space_requirements(zero_gpu),
         }
         files = {"app.py": CHECKOUT / "app.py", **_package_files(), **shown.files}
@@ -153,13 +155,16 @@ def shown_model(model: str | Path | None, revision: str | None = None, token: st
 
 def _in_folder(folder: Path, title: str) -> Shown:
     from ddpm_hf.hub.contents import contents_of
-    from ddpm_hf.hub.loading import check_classes, weight_files
+    from ddpm_hf.hub.fetching import weight_files
+    from ddpm_hf.hub.loading import check_classes
 
     contents = contents_of(folder)
     check_classes(contents.index, folder)
-    wanted = [re.compile(p.replace(".", r"\.").replace("*", "[^/]*")) for p in (*SETTINGS, *weight_files())]
-    files = {name: path for name, path in contents.files.items() if any(p.fullmatch(name) for p in wanted)}
-    return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": path for name, path in files.items()})
+    weights = _matching(contents.files, weight_files())
+    if not weights:
+        raise UserError(f"model {folder} has no safetensors weights; a Space loads no others.")
+    names = [*_matching(contents.files, SETTINGS), *weights]
+    return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": contents.files[name] for name in names})
 
 
 def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
@@ -167,7 +172,7 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     from ddpm_hf.hub.contents import read_object
-    from ddpm_hf.hub.fetching import LIMITS, refusal
+    from ddpm_hf.hub.fetching import LIMITS, refusal, weight_files
     from ddpm_hf.hub.loading import check_classes
 
     api = HfApi(token=token)
@@ -181,12 +186,15 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     except Exception as error:
         raise refusal(error, repo_id, revision) from None
     check_classes(read_object(Path(index), repo_id), repo_id)
-    names = [sibling.rfilename for sibling in info.siblings]
-    if not any(re.fullmatch(r"unet/diffusion_pytorch_model[^/]*\.safetensors", name) for name in names):
+    if not _matching([sibling.rfilename for sibling in info.siblings], weight_files()):
         raise UserError(f"model {repo_id} has no safetensors weights; a Space loads no others.")
     data = (info.card_data or {}).get("datasets") or []
     data = [data] if isinstance(data, str) else list(data)
     return Shown(repo_id, repo_id.split("/")[-1], on_hub=True, private=bool(info.private or info.gated), datasets=data)
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 # ---- the files
@@ -208,8 +216,11 @@ def space_requirements(zero_gpu: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def space_card(shown: Shown, space_id: str, *, title: str | None, hardware: str, zero_gpu: bool) -> str:
+def space_card(
+    shown: Shown, space_id: str, *, title: str | None = None, hardware: str = FREE, revision: str | None = None
+) -> str:
     """README.md of a Space: the repository's own front matter, made that of the model, and what it shows."""
+    zero_gpu = hardware == ZERO_GPU["hardware"]
     front = front_matter((CHECKOUT / "README.md").read_text(encoding="utf-8"))
     front |= {"title": title or shown.title, "suggested_hardware": hardware}
     if zero_gpu:
@@ -221,13 +232,14 @@ def space_card(shown: Shown, space_id: str, *, title: str | None, hardware: str,
     if shown.datasets:
         front["datasets"] = shown.datasets
     what = f"[{shown.model_id}](https://huggingface.co/{shown.model_id})" if shown.on_hub else shown.title
-    given = f" --model {shown.model_id}" if shown.on_hub else ""
+    command = [f"python -m ddpm_hf deploy-space --space-id {space_id}"]
+    command += [f"--model {shown.model_id}"] * shown.on_hub + [f"--revision {revision}"] * (revision is not None)
+    command += ["--zero-gpu"] * zero_gpu
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
         f"# {front['title']}\n\n"
         f"Watch {what} turn noise into pictures, step by step; programs call `/generate`.\n\n"
-        f"Made with ddpm_hf: `python -m ddpm_hf deploy-space --space-id {space_id}{given}`, which also brings it up to "
-        f"date.\n"
+        f"Made with ddpm_hf: `{' '.join(command)}`, which also brings it up to date.\n"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from clean_room import bare_environment
 from diffusers import DiffusionPipeline
 from helpers import tiny_pipeline
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from keep_version import VERSIONS, draw
 from safetensors.numpy import load_file
 
@@ -22,6 +22,7 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_allowed, load_pipeline, push
 from ddpm_hf.hub.fetching import fetch
 from ddpm_hf.hub.retries import Limits
+from ddpm_hf.pipeline import MyDDPMPipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 QUICK = Limits(silence=2.0, attempts=4, patience=20.0, first_wait=0.05)
@@ -137,7 +138,7 @@ def test_every_way_without_ddpm_hf(hub, exported, pipeline, tmp_path, diffusers_
     others = digest(load_pipeline("alice/shapes"))
     assert load_without_us(diffusers_python, home, sources) == [expected] * 6 + [others] + [half] * 3
 
-    # offline: diffusers asks the Hub for code, and fails; it does not where it is given the folder in the cache
+    # offline diffusers asks the Hub about the code, and fails; it does not where it is given the folder in the cache
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
     snapshot = home / "cache" / "hub" / "models--alice--shapes" / "snapshots" / first
     hub.log.clear()
@@ -218,6 +219,25 @@ def test_offline_from_the_cache(hub, exported, offline, tmp_path):
         with pytest.raises(UserError, match=message):
             load_pipeline(**options)
     assert hub.log == []
+
+
+@ONE_STORAGE
+def test_what_diffusers_cannot_do_offline_is_said(hub, exported, monkeypatch):
+    """By its id, where the pipeline has code. What the line advises works; so does load_pipeline, on the same cache."""
+    upload(exported)
+    expected = digest(load_pipeline(exported))
+    for advised in (False, True):
+        MyDDPMPipeline.from_pretrained("alice/shapes", trust_remote_code=True)
+        if advised:
+            snapshot_download("alice/shapes")
+        with monkeypatch.context() as offline:
+            offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            with pytest.raises(ConnectionError, match=r"snapshot_download\('alice/shapes'\)\) works offline"):
+                MyDDPMPipeline.from_pretrained("alice/shapes", trust_remote_code=True)
+            assert digest(load_pipeline("alice/shapes")) == expected
+            if advised:
+                folder = snapshot_download("alice/shapes")
+                assert digest(MyDDPMPipeline.from_pretrained(folder, trust_remote_code=True)) == expected
 
 
 @ONE_STORAGE
@@ -433,6 +453,16 @@ def test_our_own_models_need_no_trust_and_run_no_code(exported, tmp_path):
     for trust in (False, True):
         assert digest(load_allowed(folder, trust_remote_code=trust)) == digest(load_pipeline(exported))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("entry", [None, [], "MyUNet", ["evil", None], ["evil", ["MyUNet"]], [{}, {}], ["../..", "X"]])
+def test_an_index_that_makes_no_sense_is_one_line(exported, tmp_path, entry):
+    folder = shutil.copytree(exported, tmp_path / "other")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": entry}))
+    with pytest.raises(UserError, match=r"has a unet of class .*; known are") as error:
+        load_allowed(folder, trust_remote_code=True)
+    assert "\n" not in str(error.value)
 
 
 def test_other_diffusers_models_are_not_offered_trust(exported, tmp_path):

@@ -73,6 +73,20 @@ class MyDDPMPipeline(DiffusionPipeline):
         """Number of classes, or None for an unconditional model."""
         return getattr(self.unet.config, "num_class_embeds", None)
 
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """As of ``DiffusionPipeline``, which asks the Hub about a model's code even where all of it is in the cache."""
+        try:
+            return super().download(pretrained_model_name, **kwargs)
+        except Exception as error:  # of the Hub client, or of the HTTP library it uses
+            if not isinstance(error, ConnectionError) and "Connect" not in type(error).__name__:
+                raise
+            raise ConnectionError(
+                f"the Hub cannot be reached, and diffusers loads {pretrained_model_name} by its id only online; "
+                f"once run online, from_pretrained(snapshot_download({pretrained_model_name!r})) works offline, "
+                f"and so does ddpm_hf.load_pipeline."
+            ) from error
+
     @torch.no_grad()
     def denoise(
         self,
@@ -167,13 +181,18 @@ class MyDDPMPipeline(DiffusionPipeline):
         images = self.postprocess(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @property
+    def holds_sigma(self) -> bool:
+        """Whether the scheduler's samples are x_0 + sigma eps: its largest sigma then follows from its timesteps."""
+        return isinstance(getattr(type(self.scheduler), "init_noise_sigma", None), property)
+
     def unit_variance(self, sample: torch.Tensor) -> torch.Tensor:
         """``sample`` of the latest step, for looking at: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
 
         Schedulers such as Euler hold x_0 + sigma eps instead, whose noise is up to 80 times brighter than the image.
         """
         scheduler = self.scheduler
-        if float(scheduler.init_noise_sigma) <= 1 or getattr(scheduler, "step_index", None) is None:
+        if not self.holds_sigma or getattr(scheduler, "step_index", None) is None:
             return sample
         sigma = float(scheduler.sigmas[min(scheduler.step_index, len(scheduler.sigmas) - 1)])
         return sample / (1 + sigma**2) ** 0.5
