@@ -1,13 +1,23 @@
 """The Space's entry: ``python app.py [--model PATH_OR_ID] [--port P]`` serves the page for one model."""
 
 import argparse
+<<<<<<< HEAD
 import functools
+=======
+import contextlib
+>>>>>>> a23834a (A guard below Gradio: routes, bodies, jobs, readers, request log)
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
 
 from ddpm_hf.errors import Parser, UserError, run_command
+
+GOODBYE_SECONDS = 1.0  # for visitors to be told that their run was stopped
+END_SECONDS = 10.0  # a Space is killed some time after it is asked to stop
 
 
 def main(argv: list[str]) -> int:
@@ -15,7 +25,12 @@ def main(argv: list[str]) -> int:
 
     def run():
         arguments = _parse(argv)
+<<<<<<< HEAD
         _serve(arguments)
+=======
+        with _own_folder():
+            _serve(arguments.model or os.environ.get("MODEL_ID") or None, arguments.port)
+>>>>>>> a23834a (A guard below Gradio: routes, bodies, jobs, readers, request log)
 
     try:
         return run_command(run)
@@ -35,6 +50,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+@contextlib.contextmanager
+def _own_folder():
+    """A folder for what visitors send, gone at the end; unless GRADIO_TEMP_DIR names one."""
+    if os.environ.get("GRADIO_TEMP_DIR"):
+        yield
+        return
+    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="ddpm_hf-")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _serve(arguments: argparse.Namespace):
     if os.environ.get("SPACES_ZERO_GPU"):
         import spaces  # noqa: F401  # before torch, which it makes believe in a GPU
@@ -49,6 +77,10 @@ def _serve(arguments: argparse.Namespace):
     pipeline = load_allowed(model, revision=revision, trust_remote_code=trust, device=device, dtype=best_dtype(device))
 
     # after the model, so that a wrong one is told at once: this takes seconds
+    from ddpm_hf.ui.attendance import AttendedQueue
+    from ddpm_hf.ui.connections import tighten
+    from ddpm_hf.ui.guard import Gate
+    from ddpm_hf.ui.journal import Journal, log_to_stdout
     from ddpm_hf.ui.look import launch_options
     from ddpm_hf.ui.page import build_page, model_name
     from ddpm_hf.ui.runs import Engine
@@ -56,21 +88,43 @@ def _serve(arguments: argparse.Namespace):
     load = functools.partial(load_allowed, trust_remote_code=trust, device=device, dtype=best_dtype(device))
     engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment())
     page = build_page(engine, model_name(model))
+    journal = Journal()
+    gate = Gate(AttendedQueue.take_over(page, journal), journal)
+    log_to_stdout()
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:
         _, url, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **launch_options()
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            **launch_options(),
+            **gate.launch_options(),
         )
     except OSError:
         taken = f"port {port} is" if port else "ports 7860 to 7959 are"
         raise UserError(f"{taken} in use: choose another with --port.") from None
+    tighten(page.server)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     print(f"open {url}", flush=True)
     stopped.wait()
-    page.close(verbose=False)
+    _end(page, engine, gate)
+
+
+def _end(page, engine, gate):
+    """Refuse new jobs, end the runs, tell those who watch them, close the server: within ``END_SECONDS``."""
+    os_exit = threading.Timer(END_SECONDS, os._exit, [0])  # in a step that takes longer than that
+    os_exit.daemon = True
+    os_exit.start()
+    gate.close()
     engine.close()
+    told = time.monotonic() + GOODBYE_SECONDS
+    while gate.queue.jobs() and time.monotonic() < told:
+        time.sleep(0.05)
+    page.close(verbose=False)
+    os_exit.cancel()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ MAX_SEED = 2**32 - 1
 MAX_GUIDANCE = 20.0
 MAX_SECONDS = 300.0
 MAX_QUEUE = 20
+# jobs that wait or run
+MAX_JOBS_OF_SESSION = 3
+MAX_JOBS_OF_ADDRESS = 8
+MAX_JOBS = 40
 
 DEFAULT_IMAGES = 16
 # The lanes are measured against the result of all steps, which takes a CPU minutes for more.
