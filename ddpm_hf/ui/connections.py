@@ -4,6 +4,7 @@ Uvicorn waits for both without an end. Its own protocol class is extended, which
 """
 
 import contextlib
+import logging
 import socket
 
 import uvicorn
@@ -17,6 +18,7 @@ CLOSING_SECONDS = 2
 
 def tighten(server: uvicorn.Server):
     """Bound the connections that ``server``, which is running, takes from now on."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every line that is no HTTP
     config = server.config
     config.limit_concurrency = MAX_CONNECTIONS
     config.timeout_graceful_shutdown = CLOSING_SECONDS

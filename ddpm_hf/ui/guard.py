@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 import anyio
+import gradio as gr
 from starlette.middleware import Middleware
 
 from ddpm_hf.ui.addresses import address_of
@@ -199,6 +200,8 @@ class Guard:
         except asyncio.CancelledError:
             if not answer.stalled:
                 raise
+        except KeyError:  # Gradio forgets a session at each of its readers that leaves, and stumbles at the second
+            logger.debug("a stream ended twice")
         finally:
             await queue.closed(session, ended=answer.ended)
 
@@ -211,7 +214,7 @@ class Guard:
         limit = self._limit(path)
         with self.buffers.held(address, self._claimed(headers, limit)):
             body = await self._read(receive, limit)
-            check_body(path, headers.get(b"content-type", b""), body, self.bounds)
+            check_body(path, headers.get(b"content-type", b""), body, self.bounds, self.gate.queue.blocks)
             yield replayed(body, receive)
 
     def _limit(self, path: str) -> int:
@@ -281,7 +284,7 @@ def check_route(method: str, path: str):
     }.get(method, (None, ()))
     if exact is None:
         raise Refused(405, "There is no such method here: use GET or POST.")
-    if path not in exact and not path.startswith(below):
+    if (path not in exact and not path.startswith(below)) or "/../" in path:
         raise Refused(404, "There is nothing at this address: the page is at /, its API at /?view=api.")
     if path.startswith(f"{API}/file=") and re.match(r"[a-z][a-z0-9+.-]*:", path[len(f"{API}/file=") :], re.IGNORECASE):
         raise Refused(403, "Files of other servers are not fetched.")
@@ -289,7 +292,7 @@ def check_route(method: str, path: str):
         raise Refused(400, "A session is named by up to 64 letters, digits, - and _.")
 
 
-def check_body(path: str, content_type: bytes, body: bytes, bounds: Bounds):
+def check_body(path: str, content_type: bytes, body: bytes, bounds: Bounds, page: gr.Blocks):
     """Refuse a body that Gradio would stumble over, or that would make it fetch or keep something."""
     kind = content_type.split(b";")[0].strip().lower()
     if path == f"{API}/upload":
@@ -307,7 +310,18 @@ def check_body(path: str, content_type: bytes, body: bytes, bounds: Bounds):
     values = parsed(body, bounds)
     if not isinstance(values, dict):
         raise Refused(400, 'The body must be a JSON object, such as {"data": [4]}.')
+    if path == f"{API}/component_server":
+        check_component_call(values, page)
+        return
     check_fields(path, values)
+    if path == f"{API}/reset":
+        return
+    function = function_of(path, values, page)
+    if path.startswith(f"{API}/call/v2/"):
+        endpoints = page.get_api_info()["named_endpoints"]
+        check_arguments(values, endpoints.get(f"/{function.api_name}", {}).get("parameters", []))
+    elif path != f"{API}/cancel":
+        check_number_of_data(values.get("data"), function)
 
 
 def parsed(body: bytes, bounds: Bounds):
@@ -342,25 +356,60 @@ def check_file(part: dict):
 
 def check_fields(path: str, values: dict):
     """The fields around the data. The data themselves are checked by the handlers, see limits.py."""
-    if path == f"{API}/component_server":
-        return
-    session, function = values.get("session_hash"), values.get("fn_index")
-    needs_session = path in (f"{API}/queue/join", f"{API}/cancel")
-    if session is None and needs_session:
-        raise Refused(400, "The field session_hash is missing.")
-    if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
-        raise Refused(400, "session_hash must be a text of up to 64 letters, digits, - and _.")
-    if not isinstance(function, int | None) or isinstance(function, bool):
-        raise Refused(400, "fn_index must be a whole number.")
-    if function is None and needs_session:
-        raise Refused(400, "The field fn_index is missing.")
-    if path.startswith((f"{API}/queue/join", f"{API}/run/", f"{API}/api/")) and not isinstance(
-        values.get("data"), list
-    ):
-        raise Refused(400, "The field data must be a list with one value for every input.")
+    check_session(values.get("session_hash"), needed=path in (f"{API}/queue/join", f"{API}/cancel"))
     for name in ("batched", "simple_format", "oauth_token", "request"):
         if values.get(name):
             raise Refused(400, f"The field {name} is not taken here.")
+
+
+def check_session(session, *, needed: bool):
+    if session is None and needed:
+        raise Refused(400, "The field session_hash is missing.")
+    if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
+        raise Refused(400, "session_hash must be a text of up to 64 letters, digits, - and _.")
+
+
+def function_of(path: str, values: dict, page: gr.Blocks):
+    """The function of the page that a request calls or cancels."""
+    name = path.rpartition("/")[2]
+    number = values.get("fn_index")
+    if number is None and path not in (f"{API}/queue/join", f"{API}/cancel"):
+        found = [function for function in page.fns.values() if function.api_name == name]
+    elif isinstance(number, int) and not isinstance(number, bool):
+        found = [page.fns[number]] if number in page.fns else []
+    else:
+        raise Refused(400, "fn_index must be a whole number, the number of a function of the page.")
+    if not found or found[0].fn is None:
+        raise Refused(404, "There is no such function: see /?view=api for those there are.")
+    return found[0]
+
+
+def check_number_of_data(data, function):
+    if not isinstance(data, list):
+        raise Refused(400, "The field data must be a list with one value for every input.")
+    wanted = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
+    if len(data) not in wanted:
+        raise Refused(400, f"The field data must have {min(wanted)} values, not {len(data)}: see /?view=api.")
+
+
+def check_arguments(values: dict, parameters: list[dict]):
+    """Of a call with an object of named arguments."""
+    known = [parameter["parameter_name"] for parameter in parameters]
+    for name in values:
+        if name not in known:
+            raise Refused(400, f"There is an argument that this endpoint does not take; it takes {', '.join(known)}.")
+    for parameter in parameters:
+        if not parameter["parameter_has_default"] and parameter["parameter_name"] not in values:
+            raise Refused(400, f"The argument {parameter['parameter_name']} is missing.")
+
+
+def check_component_call(values: dict, page: gr.Blocks):
+    """A call of a component's own method on the server."""
+    check_session(values.get("session_hash"), needed=True)
+    number, name = values.get("component_id"), values.get("fn_name")
+    component = page.blocks.get(number) if isinstance(number, int) else None
+    if not isinstance(name, str) or not getattr(getattr(component, name, None), "_is_server_fn", False):
+        raise Refused(404, "There is no such function of a component.")
 
 
 # ---- answers

@@ -7,7 +7,7 @@ from app_server import NAMES
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.samplers import SAMPLERS
-from ddpm_hf.ui.limits import MAX_SEED, Limits, network_calls
+from ddpm_hf.ui.limits import MAX_SEED, Limits, network_calls, request_of
 
 LIMITS = Limits(classes=tuple(NAMES), max_steps=1000)
 PLAIN = Limits(classes=(), max_steps=500)
@@ -95,3 +95,18 @@ def test_unconditional_models_have_neither_class_nor_guidance():
 
 def test_default_steps_fit_a_short_process():
     assert Limits(classes=(), max_steps=8).default_steps == 8
+
+
+@pytest.mark.parametrize("values", [None, [], [1], "steps", 5, True, math.nan])
+def test_a_request_must_be_an_object(values):
+    with pytest.raises(UserError, match="must be an object with the fields seed, steps"):
+        request_of(values, ["seed", "steps"])
+
+
+def test_a_request_has_known_fields():
+    assert request_of({"seed": [1]}, ["seed", "steps"]) == {"seed": [1]}
+    with pytest.raises(UserError, match="there is no setting 'stepps'; did you mean 'steps'"):
+        request_of({"stepps": 1}, ["seed", "steps"])
+    with pytest.raises(UserError) as caught:
+        request_of({"<script>" * 100: 1}, ["seed", "steps"])
+    assert "<" not in str(caught.value) and len(str(caught.value)) < 200
