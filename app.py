@@ -1,11 +1,8 @@
 """The Space's entry: ``python app.py [--model PATH_OR_ID] [--port P]`` serves the page for one model."""
 
 import argparse
-<<<<<<< HEAD
-import functools
-=======
 import contextlib
->>>>>>> a23834a (A guard below Gradio: routes, bodies, jobs, readers, request log)
+import functools
 import os
 import shutil
 import signal
@@ -25,12 +22,8 @@ def main(argv: list[str]) -> int:
 
     def run():
         arguments = _parse(argv)
-<<<<<<< HEAD
-        _serve(arguments)
-=======
         with _own_folder():
-            _serve(arguments.model or os.environ.get("MODEL_ID") or None, arguments.port)
->>>>>>> a23834a (A guard below Gradio: routes, bodies, jobs, readers, request log)
+            _serve(arguments)
 
     try:
         return run_command(run)

@@ -64,6 +64,8 @@ class Bounds:
     open_of_address: int = 64  # requests and streams
     buffered_bytes: int = 64_000_000
     buffered_bytes_of_address: int = 16_000_000
+    calls: int = 32  # of functions outside the queue, at once
+    calls_of_address: int = 8
     posts_a_second: float = 50.0
     posts_in_a_burst: float = 300.0
 
@@ -124,6 +126,7 @@ class Guard:
         self.app, self.gate, self.bounds = app, gate, gate.bounds
         self.open = Counter()
         self.buffers = Shares(gate.bounds.buffered_bytes, gate.bounds.buffered_bytes_of_address)
+        self.calls = Shares(gate.bounds.calls, gate.bounds.calls_of_address)
         self.allowances = Allowances(gate.bounds.posts_a_second, gate.bounds.posts_in_a_burst)
 
     async def __call__(self, scope, receive, send):
@@ -169,11 +172,28 @@ class Guard:
             if not self.allowances.take(address):
                 raise Refused(429, "Your address sends too many requests: wait a few seconds.")
             async with self._body(scope, receive, path, address) as replay:
-                await self.app(scope, replay, answer.send)
+                if path == f"{API}/component_server":
+                    with self.calls.held(address, 1):
+                        await self._while_there(scope, receive, replay, answer)
+                else:
+                    await self.app(scope, replay, answer.send)
         elif session := self._session_of_stream(scope, path):
             await self._stream(scope, receive, answer, session)
         else:
             await self.app(scope, receive, answer.send)
+
+    async def _while_there(self, scope, receive, replay, answer: "Answer"):
+        """Answer a call, and give it up when the caller leaves: it may be waiting for the model."""
+
+        async def watch():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            await self.app(scope, replay, answer.send)
+            group.cancel_scope.cancel()
 
     # ---- streams
 
@@ -525,7 +545,7 @@ class Shares:
     def held(self, address: str, amount: int):
         """Hold ``amount`` for a while, or raise Refused."""
         if self._held.total() + amount > self._total or self._held[address] + amount > self._each:
-            raise Refused(429, "Too many large requests at once: send one after the other.")
+            raise Refused(429, "Too many requests of this kind at once: send one after the other.")
         self._held[address] += amount
         try:
             yield

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from ddpm_hf.ui.intake import MAX_FILE_BYTES
+
 STATIC = Path(__file__).parent / "static"
 
 # in this order one style sheet and one script, whose functions see each other
@@ -67,7 +69,8 @@ def launch_options() -> dict:
     return {
         "theme": theme(),
         "head": _head(),
-        "max_file_size": "5mb",
+        "max_file_size": MAX_FILE_BYTES,
+        "state_session_capacity": 500,  # Gradio keeps 10,000
         "show_error": False,  # Gradio would show a stranger paths of the server
         "run_history": False,
         "ssr_mode": False,
