@@ -587,7 +587,7 @@ PICTURES = {
     "a GIF of 65,535 x 65,535": (lambda: GIF_BOMB, "pixels"),
     "a PDF": (lambda: b"%PDF-1.7", "document"),
     "a PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0", "document"),
-    "a cut PNG": (lambda: png(9, 9, bytes(90))[:50], "damaged"),
+    "a cut PNG": (lambda: png(64, 64, random.Random(0).randbytes(65 * 64))[:2000], "damaged"),
     "a text bomb": (lambda: png(4, 4, bytes(20), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))), "damaged"),
     "one pixel": (lambda: png(1, 1, bytes(2)), "at least 2 x 2"),
     "no picture": (lambda: b"hello", "no picture"),
