@@ -64,9 +64,9 @@ def _add_generate(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings", "step",
-            "total"}; png and grid_png are PNG files in base64. Before it {"done": False, "step", "total"} reports
-            the progress to those who listen.
+            {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings", "step", "total"}
+            where png and grid_png are PNG files in base64. Before it {"done": False, "step", "total"} reports the
+            progress to those who listen.
         """
         values = {
             "num_images": num_images,
@@ -97,8 +97,8 @@ def _add_noise(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"t", "alpha_bar", "snr", "sigma", "x_t", "original", "strip"}; x_t, original and each of strip, x_t at 25,
-            50, 75 and 100 % of the timesteps, are data URLs of PNG files.
+            {"t", "alpha_bar", "snr", "sigma", "x_t", "original", "strip"}; x_t, original and the four of strip (x_t at
+            a quarter, a half, three quarters and all of the timesteps) are data URLs of PNG files.
         """
         return forward_process(engine, image or {"example": example}, t, seed, model)
 
@@ -126,9 +126,9 @@ def _add_compare(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"done": True, "lanes": [{"sampler", "title", "steps", "calls", "seconds", "distance", "grid_png"}],
-            "seeds", "names", "settings"}. distance: RMS over pixels in [0, 1] to DDIM with all steps; grid_png: a PNG
-            file in base64. Before it {"done": False, "step", "total"}.
+            {"done": True, "lanes": a list, "seeds", "names", "settings"} where a lane is
+            {"sampler", "title", "steps", "calls", "seconds", "distance", "grid_png"} with the RMS distance over pixels
+            in [0, 1] to DDIM with all steps and a PNG file in base64. Before it {"done": False, "step", "total"}.
         """
         values = {
             "lanes": lanes,

@@ -1,5 +1,6 @@
 """How the page looks: the theme's colours, the style sheets, and what else the launch needs to know."""
 
+import importlib.util
 from pathlib import Path
 
 import gradio as gr
@@ -74,6 +75,7 @@ def launch_options() -> dict:
         "show_error": False,  # Gradio would show a stranger paths of the server
         "run_history": False,
         "ssr_mode": False,
+        "mcp_server": importlib.util.find_spec("mcp") is not None,  # the endpoints as tools, where its package is
         "footer_links": ["api", "gradio"],
     }
 

@@ -17,6 +17,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from ddpm_hf.ui.links import snippet
+from ddpm_hf.ui.runs import Engine
+
 LONG = {"num_images": 16, "sampler": "ddpm", "steps": 1000, "guidance_scale": 1.0}
 PAGE_VALUES = {"num_images": 4, "class_name": "any", "sampler": "dpm", "steps": 5, "guidance_scale": 1.0, "seed": 0}
 
@@ -101,6 +104,48 @@ def test_generate_with_curl(server):
     assert [(image["seed"], image["name"]) for image in data[0]["images"]] == [(7, "square"), (8, "square")]
 
 
+def test_the_code_on_the_page_works_as_it_is(server, shapes, tmp_path):
+    """The snippets for gradio_client and curl, run verbatim, write and print the images of the settings."""
+    settings = {
+        "num_images": 2,
+        "class_name": NAMES[2],
+        "guidance_scale": 1.5,
+        "sampler": "ddim",
+        "steps": 4,
+        "seed": 7,
+    }
+    engine = Engine(shapes)
+    code = {kind: snippet(engine, settings, kind, server.url + "/") for kind in ("gradio_client", "curl")}
+    run = {"capture_output": True, "check": True, "timeout": 120, "cwd": tmp_path, "text": True}
+    subprocess.run([sys.executable, "-c", code["gradio_client"]], **run)
+    lines = subprocess.run(["bash", "-c", code["curl"]], **run).stdout.split("\n")
+    answer = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0]
+    assert [image["seed"] for image in answer["images"]] == [7, 8]
+    for image in answer["images"]:
+        assert base64.b64decode(image["png"]) == (tmp_path / f"{image['seed']}.png").read_bytes()
+
+
+def test_noise_with_gradio_client(client):
+    buffer = io.BytesIO()
+    Image.new("L", (14, 14), 200).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    answer = client.predict(t=499, image=url, seed=3, api_name="/noise")
+    assert answer["t"] == 499 and answer["x_t"] == answer["strip"][1] and 0 < answer["alpha_bar"] < 0.1
+    for bad in ({"image": "x"}, {"example": 1}, {"image": url, "seed": -1}):
+        with pytest.raises(AppError) as caught:
+            client.predict(t=0, **bad, api_name="/noise")
+        check_refusal(str(caught.value))
+
+
+def test_compare_with_gradio_client(client):
+    lanes = [{"sampler": "dpm", "steps": 4}, {"sampler": "ddim", "steps": 6}]
+    answer = client.predict(lanes=lanes, num_images=1, seed=5, api_name="/compare")
+    assert answer["done"] and [lane["calls"] for lane in answer["lanes"]] == [4, 6]
+    assert all(0 < lane["distance"] < 1 for lane in answer["lanes"])
+    with pytest.raises(AppError, match="2 to 4 samplers"):
+        client.predict(lanes=[], api_name="/compare")
+
+
 def test_generate_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert list(endpoints) == ["/generate", "/noise", "/compare"]
@@ -108,6 +153,8 @@ def test_generate_is_documented(client):
     assert list(parameters) == ["num_images", "class_name", "guidance_scale", "sampler", "steps", "seed"]
     assert parameters["steps"]["type"] == {"type": "integer"} and parameters["steps"]["parameter_default"] == 20
     assert "seed" in endpoints["/generate"]["description"]
+    assert [p["parameter_name"] for p in endpoints["/noise"]["parameters"]] == ["t", "example", "image", "seed"]
+    assert [p["parameter_name"] for p in endpoints["/compare"]["parameters"]][:2] == ["lanes", "num_images"]
 
 
 # ---- what must be refused
