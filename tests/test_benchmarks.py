@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from helpers import ROOT, moments_file, tiny_pipeline
 
-from benchmarks import samplers, search, seed_runs, train_throughput
+from benchmarks import samplers, search, seed_runs, space_speed, train_throughput
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline
 
@@ -131,3 +131,11 @@ def test_the_seeds_runs_reduced(tmp_path, capsys):
     shards = list((output / "published-pipeline" / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and max(shard.stat().st_size for shard in shards) < 16e6
     assert "published" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_speed_of_the_space(model, capsys):
+    space_speed.main(["--num-images", "2", "--steps", "3", "--repeats", "1", "--model", model])
+    printed = capsys.readouterr().out
+    for words in ("without frames", "streaming costs", "first frame", "whole run", "again, cached", "after one run"):
+        assert words in printed

@@ -64,7 +64,7 @@ def _add_generate(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings", "step", "total"}
+            {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings"}
             where png and grid_png are PNG files in base64. Before it {"done": False, "step", "total"} reports the
             progress to those who listen.
         """
