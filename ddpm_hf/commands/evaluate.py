@@ -307,8 +307,8 @@ def _command(arguments) -> str:
     skipped = {"run", "model", "output", "no_figures", *(OF_GENERATING if _is_images(arguments) else ())}
     words = ["python", "-m", "ddpm_hf", "evaluate", _name(arguments.model)]
     for name, value in vars(arguments).items():
-        if name not in skipped and value is not None:
-            words += [f"--{name.replace('_', '-')}", _name(str(value))]
+        if name not in skipped and value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [_name(str(value))])]
     return shlex.join([*words, "--output", Path(arguments.output).name])
 
 

@@ -1,5 +1,7 @@
 """The model card: what a run says of itself, in the words of model_card.md. What is not known is left out."""
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,41 @@ def card_values(contents: Contents, license: str | None = None) -> dict[str, Any
         "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
         "data": [{"id": name} for name in _lines(contents.facts.get("Hub data sets"))],
         "local_data": [without_paths(name) for name in _local_data(settings, contents.facts)],
-        "settings": {name: settings[name] for name in SETTINGS if settings.get(name) not in (None, False)},
+        "settings": {
+            name: settings[name] for name in SETTINGS if settings.get(name) is not None and settings[name] is not False
+        },
         "metrics": {name: value for name, value in contents.metrics.items() if isinstance(value, (int, float))},
+        "hours": _hours(contents.facts.get("Wall time")),
         "facts": {name: without_paths(str(value)) for name, value in contents.facts.items()},
         "evaluation": _evaluation(contents.evaluation),
         "grids": contents.grids(),
         "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
     }
+
+
+def is_ours(text: str) -> bool:
+    """Whether a README.md is a card as we wrote it, or has metadata only: nobody's words are lost with it."""
+    body, _, seal = text.rstrip().rpartition("\n")
+    if seal == _seal(body):
+        return True
+    return not re.sub(r"\A\s*---\r?\n.*?\n---\s*(\n|\Z)", "", text, flags=re.DOTALL).strip()
+
+
+def licence_in(text: str | None) -> str | None:
+    """The licence in the metadata of a README.md."""
+    from huggingface_hub import ModelCard
+
+    try:
+        licence = ModelCard(text or "", ignore_metadata_errors=True).data.get("license")
+    except ValueError:
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def _seal(body: str) -> str:
+    """The last line of a card, by which one that somebody has changed is known."""
+    digest = hashlib.sha256(body.strip().encode()).hexdigest()[:16]
+    return f"<!-- written by ddpm_hf ({digest}); once changed, it is left alone -->"
 
 
 def render_card(values: dict[str, Any], repo_id: str) -> str:
@@ -84,21 +114,23 @@ def render_card(values: dict[str, Any], repo_id: str) -> str:
     card = ModelCard.from_template(
         card_data, template_path=str(TEMPLATE), **{**values, "repo_id": repo_id, "model_name": name}
     )
-    return str(card)
+    body = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip()
+    return f"{body}\n\n{_seal(body)}\n"
 
 
 def _eval_results(values: dict) -> list:
     from huggingface_hub import EvalResult
 
     protocol, data = values["evaluation"]["protocol"], values["data"]
+    name = str(protocol.get("dataset", "unknown"))
     # a data set that is not on the Hub has no identifier; its name stands for it
-    dataset = data[0]["id"] if data else str(protocol.get("dataset", "unknown"))
+    dataset = next((entry["id"] for entry in data if entry["id"].split("/")[-1] == name), name)
     how = f"{protocol.get('features', '?')} features, {protocol.get('num_images', 0):,} images"
     return [
         EvalResult(
             task_type="unconditional-image-generation",
             dataset_type=dataset,
-            dataset_name=str(protocol.get("dataset", dataset)),
+            dataset_name=name,
             dataset_split=_reference_split(protocol),
             metric_type=METRICS[metric][0],
             metric_name=f"{METRICS[metric][1]} ({how})",
@@ -109,8 +141,9 @@ def _eval_results(values: dict) -> list:
 
 
 def _reference_split(protocol: dict) -> str | None:
-    split = protocol.get("reference_split")
-    return None if split in (None, "auto") else str(split)
+    """The split that a model was compared with, where it is one of the data set's own."""
+    split = str(protocol.get("reference_split"))
+    return split if re.fullmatch(r"[\w\[\]:%+-]+", split) and split not in ("None", "auto") else None
 
 
 def _evaluation(report: dict) -> dict:
@@ -127,6 +160,15 @@ def _evaluation(report: dict) -> dict:
     protocol = {name: without_paths(str(v)) if isinstance(v, str) else v for name, v in protocol.items()}
     memorisation, findings = report.get("memorisation"), report.get("findings")
     return {"rows": rows, "protocol": protocol, "memorisation": memorisation or {}, "findings": findings or []}
+
+
+def _hours(wall_time: str | None) -> float | None:
+    """Hours of a time such as '1 day, 2:03:04'."""
+    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", wall_time or "")
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return days * 24 + hours + minutes / 60 + seconds / 3600
 
 
 def _lines(text: str | None) -> list[str]:

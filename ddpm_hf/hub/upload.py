@@ -240,22 +240,49 @@ def _set_variables(api, upload: Upload):
 
 
 def _with_card(api, upload: Upload, scratch: Path) -> Upload:
-    """The upload with its model card, in which the data sets have the licences that the Hub knows of."""
-    from ddpm_hf.hub.card import render_card
+    """The upload with its model card; without, if the one that is there was written or changed by somebody.
 
-    data = []
-    for entry in upload.card["data"]:
-        licence = None
-        with contextlib.suppress(Exception):  # one line of the card; without it, it is left out
-            info = again(
-                lambda entry=entry: api.dataset_info(entry["id"], timeout=upload.limits.silence), upload.limits
-            )
-            licence = info.card_data and info.card_data.get("license")
-        licence = ", ".join(licence) if isinstance(licence, list) else licence
-        data.append({**entry, "license": licence} if isinstance(licence, str) else entry)
+    A licence that was given there stays, and the data sets have those that the Hub knows of.
+    """
+    from ddpm_hf.hub.card import is_ours, licence_in, render_card
+
+    present = _readme(api, upload)
+    if present is not None and not is_ours(present):
+        print(f"{upload.repo_id} has a README.md of somebody's own, which is kept.", file=sys.stderr)
+        return upload
+    data = [{**entry, "license": _licence_of_data(api, entry["id"], upload.limits)} for entry in upload.card["data"]]
+    values = {**upload.card, "data": data, "license": upload.card["license"] or licence_in(present)}
     path = scratch / "README.md"
-    path.write_text(render_card({**upload.card, "data": data}, upload.repo_id), encoding="utf-8")
+    path.write_text(render_card(values, upload.repo_id), encoding="utf-8")
     return replace(upload, files={**upload.files, "README.md": str(path)})
+
+
+def _readme(api, upload: Upload) -> str | None:
+    """README.md of the newest commit."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def fetch() -> str | None:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = api.hf_hub_download(
+                    upload.repo_id, "README.md", repo_type=upload.repo_type, local_dir=folder, force_download=True
+                )
+            except EntryNotFoundError:
+                return None
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+
+    return again(fetch, upload.limits)
+
+
+def _licence_of_data(api, name: str, limits: Limits) -> str | None:
+    """What the Hub says of a data set; one line of the card: where it does not say, it is left out."""
+    try:
+        info = again(lambda: api.dataset_info(name, timeout=limits.silence), limits)
+    except Exception:
+        return None
+    licence = info.card_data and info.card_data.get("license")
+    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    return licence if isinstance(licence, str) else None
 
 
 def _commit(api, upload: Upload, tagged: str | None) -> str:

@@ -111,6 +111,7 @@ class Fault:
     truncate_after: int | None = None  # send this many response-body bytes, then cut the connection
     fin: bool = False  # cut with FIN (clean close) instead of RST
     delay: float = 0.0
+    rate: float | None = None  # bytes a second at which the request's body is read
     lose_response: bool = False  # do the work, then RST instead of answering
     hits: int = 0
 
@@ -327,13 +328,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     # ---- body (Content-Length or chunked), with optional drop
-    def body(self, limit=None):
+    def body(self, limit=None, rate=None):
         out = b""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             while True:
                 n = int(self.rfile.readline().split(b";")[0], 16)
                 out += self.rfile.read(n)
                 self.rfile.readline()
+                time.sleep(n / rate if rate else 0)
                 if limit is not None and len(out) >= limit:
                     raise Drop
                 if n == 0:
@@ -344,10 +346,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.read(min(limit, n))
                 raise Drop
             while len(out) < n:
-                chunk = self.rfile.read(min(1 << 20, n - len(out)))
+                chunk = self.rfile.read(min(1 << 16 if rate else 1 << 20, n - len(out)))
                 if not chunk:
                     raise Drop
                 out += chunk
+                time.sleep(len(chunk) / rate if rate else 0)
         return out
 
     def rst(self):
@@ -414,7 +417,7 @@ class Handler(BaseHTTPRequestHandler):
             f = self.flt
             if f and f.delay:
                 time.sleep(f.delay)
-            data = self.body(f.drop_after if f else None)
+            data = self.body(f.drop_after if f else None, f.rate if f else None)
             if f and f.status:
                 headers = {"X-Error-Message": f.message, **f.headers}
                 return self.send(f.status, {"error": f.message}, headers=headers, head=self.command == "HEAD")
