@@ -1,6 +1,6 @@
 """Images a second in training with and without pushes to a slow Hub.
 
-    python -m benchmarks.push_overhead [--steps 300] [--every 100] [--batch 64] [--rounds 3] [--delay 1.0] [--rate 1000000]
+    python -m benchmarks.push_overhead [--steps 300] [--every 100] [--rounds 3] [--delay 1] [--rate 1e6]
 
 Both sides train the small network and save every ``--every`` steps; one pushes each checkpoint as well
 (``hub_strategy: every_save``), to the Hub double of the tests, which answers every request ``--delay`` seconds late and
@@ -30,7 +30,8 @@ def measure(side: str, folder: str, steps: int, every: int, batch: int) -> dict:
     arguments = ["--config", str(ROOT / "configs" / "fashion_mnist_small.yaml"), "--output_dir", folder]
     arguments += ["--dataset", str(ROOT / "data" / "fashion_mnist_tiny.parquet"), "--report_to", "none"]
     arguments += ["--max_train_steps", str(steps), "--checkpointing_steps", str(every), "--logging_steps", "10"]
-    arguments += ["--train_batch_size", str(batch), "--sample_steps", "1000000", "--num_samples", "1", "--validation_split", "null"]
+    arguments += ["--train_batch_size", str(batch), "--sample_steps", "1000000", "--num_samples", "1"]
+    arguments += ["--validation_split", "null"]
     if side == "pushes":
         arguments += ["--push_to_hub", "--hub_model_id", "alice/run", "--hub_strategy", "every_save"]
     trainer = Trainer(load_config(arguments))
@@ -43,7 +44,7 @@ def measure(side: str, folder: str, steps: int, every: int, batch: int) -> dict:
 
     trainer._loop = timed
     trainer.train()
-        return {"images_per_second": steps * batch / (times[1] - times[0]), "wait": time.perf_counter() - times[1]}
+    return {"images_per_second": steps * batch / (times[1] - times[0]), "wait": time.perf_counter() - times[1]}
 
 
 def run_side(side: str, endpoint: str, steps: int, every: int, batch: int) -> dict:
