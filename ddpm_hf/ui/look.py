@@ -86,4 +86,4 @@ def _head() -> str:
     # nested, so that the parts' rules are stronger than those that Gradio has for every button and input
     css = f"{first}\n.gradio-container {{\n{''.join(rest)}\n}}"
     script = "\n".join((STATIC / f"{name}.js").read_text() for name in SCRIPTS)
-    return f'<style>{css}</style><script>const ddpm = (() => {{ "use strict";\n{script}\n}})();</script>'
+    return f'<style>{css}</style><script>"use strict";\n{{\n{script}\n}}</script>'

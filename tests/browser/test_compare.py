@@ -13,7 +13,7 @@ def set_lane(page, number: int, sampler: str, steps: int):
     lane = page.locator(".lane").nth(number)
     lane.get_by_role("button", name="Sampler: ").click()
     lane.get_by_role("option", name=re.compile(f"^{re.escape(sampler)}")).first.click()
-    lane.get_by_role("spinbutton", name="Steps").fill(str(steps))
+    lane.get_by_role("spinbutton", name="steps").fill(str(steps))
 
 
 def lanes_at(page) -> list[str]:

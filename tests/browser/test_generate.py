@@ -143,6 +143,12 @@ def test_stop_stops_early_and_the_next_run_starts_at_once(open_page):
     finish(page, 5)
     assert stage(page)["frames"] == "6"
 
+    # the same again is there at once, with all its frames
+    generate(page)
+    expect(page.locator("#stage .stage-status")).to_have_text("Done: from memory, as made before")
+    finish(page, 5)
+    assert stage(page)["frames"] == "6"
+
 
 def test_stop_while_waiting_in_the_queue(open_page):
     first, second = open_page(), open_page()
@@ -151,6 +157,7 @@ def test_stop_while_waiting_in_the_queue(open_page):
     wait_for_state(first, "running")
     generate(second)
     wait_for_state(second, "waiting")
+    expect(second.locator("#stage .stage-status")).to_have_text("Waiting: one run ahead of yours")
     stop(second)
     wait_for_state(second, "empty")
     stop(first)

@@ -10,7 +10,14 @@ class ScheduleChart {
     this.rule = make("line", { class: "marker" });
     this.dot = make("circle", { class: "marker", r: 4.5 });
     this.axes = make("g", { class: "axes" });
-    this.element = make("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img" }, this.axes, this.curve, this.rule, this.dot);
+    this.element = make(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img" },
+      this.axes,
+      this.curve,
+      this.rule,
+      this.dot,
+    );
     this.element.addEventListener("pointerdown", (event) => {
       this.element.setPointerCapture(event.pointerId);
       this.follow(event);
@@ -39,7 +46,10 @@ class ScheduleChart {
     this.values = values;
     const last = values.length - 1;
     const some = Array.from({ length: 101 }, (_, i) => Math.round((i * last) / 100));
-    this.curve.setAttribute("points", some.map((t) => `${this.x(t).toFixed(1)},${this.y(values[t]).toFixed(1)}`).join(" "));
+    this.curve.setAttribute(
+      "points",
+      some.map((t) => `${this.x(t).toFixed(1)},${this.y(values[t]).toFixed(1)}`).join(" "),
+    );
     const floor = CHART.height - CHART.bottom;
     this.axes.replaceChildren(
       ...[0, 0.5, 1].flatMap((value) => [
@@ -47,7 +57,18 @@ class ScheduleChart {
         make("text", { x: CHART.left - 5, y: this.y(value) + 4, "text-anchor": "end" }, String(value)),
       ]),
       ...[0, 0.25, 0.5, 0.75, 1].map((share) =>
-        make("text", { class: "tick", x: this.x(share * last), y: floor + 15, "text-anchor": share === 1 ? "end" : share ? "middle" : "start" }, String(Math.round(share * (last + 1))))));
+        make(
+          "text",
+          {
+            class: "tick",
+            x: this.x(share * last),
+            y: floor + 15,
+            "text-anchor": share === 1 ? "end" : share ? "middle" : "start",
+          },
+          String(Math.round(share * (last + 1))),
+        ),
+      ),
+    );
   }
 
   mark(t) {
@@ -55,6 +76,9 @@ class ScheduleChart {
     const [x, y] = [this.x(t), this.y(this.values[t])];
     set(this.rule, { x1: x, x2: x, y1: CHART.top, y2: CHART.height - CHART.bottom });
     set(this.dot, { cx: x, cy: y });
-    this.element.setAttribute("aria-label", `The schedule: alpha-bar falls from 1 to 0 over ${this.values.length} timesteps; at t = ${t} it is ${this.values[t].toPrecision(3)}`);
+    this.element.setAttribute(
+      "aria-label",
+      `The schedule: alpha-bar falls from 1 to 0 over ${this.values.length} timesteps; at t = ${t} it is ${this.values[t].toPrecision(3)}`,
+    );
   }
 }

@@ -7,16 +7,44 @@ class Choice {
     const id = `choice-${(Choice.count = (Choice.count ?? 0) + 1)}`;
     this.title = make("span", { class: "choice-title" });
     this.about = make("span", { class: "choice-about", id: `${id}-about` });
-    this.button = make("button", { type: "button", class: "choice-button", "aria-haspopup": "listbox", "aria-expanded": "false", "aria-describedby": short ? null : `${id}-about`, onclick: () => this.open(this.list.hidden) }, this.title, icon("down"));
-    this.list = make("ul", { class: "choice-list", role: "listbox", id: `${id}-list`, tabindex: -1, "aria-label": label, hidden: true });
+    this.button = make(
+      "button",
+      {
+        type: "button",
+        class: "choice-button",
+        "aria-haspopup": "listbox",
+        "aria-expanded": "false",
+        "aria-describedby": short ? null : `${id}-about`,
+        onclick: () => this.open(this.list.hidden),
+      },
+      this.title,
+      icon("down"),
+    );
+    this.list = make("ul", {
+      class: "choice-list",
+      role: "listbox",
+      id: `${id}-list`,
+      tabindex: -1,
+      "aria-label": label,
+      hidden: true,
+    });
     this.items = options.map(({ value, title, about }, i) =>
-      make("li", { role: "option", id: `${id}-${i}`, onclick: () => this.pick(value) }, make("b", {}, title), make("span", {}, about)));
+      make(
+        "li",
+        { role: "option", id: `${id}-${i}`, onclick: () => this.pick(value) },
+        make("b", {}, title),
+        make("span", {}, about),
+      ),
+    );
     this.list.append(...this.items);
     this.button.setAttribute("aria-controls", `${id}-list`);
     this.label = label;
     this.element = make("div", { class: "choice" }, this.button, short ? null : this.about, this.list);
     this.element.addEventListener("keydown", (event) => this.key(event));
-    this.element.addEventListener("focusout", (event) => !this.element.contains(event.relatedTarget) && this.open(false));
+    this.element.addEventListener(
+      "focusout",
+      (event) => !this.element.contains(event.relatedTarget) && this.open(false),
+    );
     this.set(value);
   }
 
@@ -59,8 +87,16 @@ class Choice {
   key(event) {
     const last = this.options.length - 1;
     const { key } = event;
-    const to = { ArrowDown: Math.min(last, this.marked + 1), ArrowUp: Math.max(0, this.marked - 1), Home: 0, End: last }[key];
-    const letter = key.length === 1 && key !== " " ? this.options.findIndex(({ title }) => title.toLowerCase().startsWith(key.toLowerCase())) : -1;
+    const to = {
+      ArrowDown: Math.min(last, this.marked + 1),
+      ArrowUp: Math.max(0, this.marked - 1),
+      Home: 0,
+      End: last,
+    }[key];
+    const letter =
+      key.length === 1 && key !== " "
+        ? this.options.findIndex(({ title }) => title.toLowerCase().startsWith(key.toLowerCase()))
+        : -1;
     if (this.list.hidden) {
       if (key !== "ArrowDown" && key !== "ArrowUp") return;
       this.open(true);

@@ -1,7 +1,11 @@
 // Compare: two to four samplers from the same noise, in step, each in a lane with its own settings above it.
 
 const LANES = [2, 4];
-const FIRST_LANES = [["ddpm", 20], ["ddim", 20], ["dpm", 20]];
+const FIRST_LANES = [
+  ["ddpm", 20],
+  ["ddim", 20],
+  ["dpm", 20],
+];
 
 class Compare {
   constructor(element, description) {
@@ -17,11 +21,28 @@ class Compare {
     this.status = make("p", { class: "stage-status" });
     this.live = make("p", { class: "unseen", role: "status" });
     this.chart = make("div", { class: "distances" });
-    this.root = make("section", { class: "stage compare", "data-state": "empty", "aria-label": "Samplers side by side" });
-    this.transport = new Transport({ paint: (at) => this.paint(at), words: (at) => this.words(at), changed: () => this.describe() });
+    this.root = make("section", {
+      class: "stage compare",
+      "data-state": "empty",
+      "aria-label": "Samplers side by side",
+    });
+    this.transport = new Transport({
+      paint: (at) => this.paint(at),
+      words: (at) => this.words(at),
+      changed: () => this.describe(),
+    });
     this.root.append(
-      make("div", { class: "stage-top" }, make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views), this.progress),
-      this.lanesElement, this.transport.element, make("div", { class: "stage-foot" }, this.status, this.live), this.chart);
+      make(
+        "div",
+        { class: "stage-top" },
+        make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views),
+        this.progress,
+      ),
+      this.lanesElement,
+      this.transport.element,
+      make("div", { class: "stage-foot" }, this.status, this.live),
+      this.chart,
+    );
     element.replaceChildren(this.bar, this.root);
     new ResizeObserver(() => this.redraw()).observe(this.lanesElement);
     this.build(description);
@@ -32,9 +53,18 @@ class Compare {
     const { limits, defaults, samplers, classes } = description;
     Object.assign(this, { description, run: null, state: "empty" });
     const number = (name, label, low, high, value, whole = true) =>
-      make("label", {}, make("span", {}, label), make("input", { type: "number", class: "number", name, min: low, max: high, step: whole ? 1 : 0.1, value }));
+      make(
+        "label",
+        {},
+        make("span", {}, label),
+        make("input", { type: "number", class: "number", name, min: low, max: high, step: whole ? 1 : 0.1, value }),
+      );
     const names = classes.length ? ["any", ...classes.map(({ name }) => name)] : [];
-    const picker = make("select", { class: "select", name: "class_name" }, names.map((name) => make("option", { value: name }, name === "any" ? "Any" : name)));
+    const picker = make(
+      "select",
+      { class: "select", name: "class_name" },
+      names.map((name) => make("option", { value: name }, name === "any" ? "Any" : name)),
+    );
     this.seed = new SeedField({ max: limits.max_seed, id: "compare-seed" });
     this.go = make("button", { type: "submit", class: "primary" }, "Compare");
     this.bar.replaceChildren(
@@ -42,8 +72,19 @@ class Compare {
       number("num_images", "Images", 1, limits.max_compared, Math.min(4, limits.max_compared)),
       ...(names.length ? [number("guidance_scale", "Guidance", 0, limits.max_guidance, 1, false)] : []),
       this.seed.element,
-      make("div", { class: "actions" }, this.go, make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop")));
-    this.add = make("button", { type: "button", class: "add-lane", onclick: () => this.addLane() }, icon("plus"), "Add a sampler");
+      make(
+        "div",
+        { class: "actions" },
+        this.go,
+        make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"),
+      ),
+    );
+    this.add = make(
+      "button",
+      { type: "button", class: "add-lane", onclick: () => this.addLane() },
+      icon("plus"),
+      "Add a sampler",
+    );
     this.lanes = [];
     this.lanesElement.replaceChildren(this.add);
     for (const [sampler, steps] of FIRST_LANES) this.addLane(sampler, Math.min(steps, limits.max_steps));
@@ -55,12 +96,42 @@ class Compare {
   addLane(sampler = this.nextSampler(), steps = this.lanes.at(-1)?.steps.value ?? this.description.defaults.steps) {
     const { limits, samplers } = this.description;
     const lane = { film: null };
-    lane.sampler = new Choice({ label: "Sampler", options: samplers, value: sampler, short: true, changed: () => this.drawChart() });
-    lane.steps = make("input", { type: "number", class: "number", min: 1, max: limits.max_steps, step: 1, value: Number(steps), "aria-label": "Steps", title: "Steps", oninput: () => this.drawChart() });
-    lane.remove = make("button", { type: "button", class: "round small", "aria-label": "Remove this sampler", title: "Remove this sampler", onclick: () => this.removeLane(lane) }, icon("close"));
+    lane.sampler = new Choice({
+      label: "Sampler",
+      options: samplers,
+      value: sampler,
+      short: true,
+      changed: () => this.drawChart(),
+    });
+    lane.steps = make("input", {
+      type: "number",
+      class: "number",
+      min: 1,
+      max: limits.max_steps,
+      step: 1,
+      value: Number(steps),
+      oninput: () => this.drawChart(),
+    });
+    lane.remove = make(
+      "button",
+      {
+        type: "button",
+        class: "round small",
+        "aria-label": "Remove this sampler",
+        title: "Remove this sampler",
+        onclick: () => this.removeLane(lane),
+      },
+      icon("close"),
+    );
     lane.canvas = make("canvas", { role: "img", "aria-label": "No pictures yet" });
     lane.cost = make("p", { class: "lane-cost" });
-    lane.element = make("div", { class: "lane" }, make("div", { class: "lane-top" }, lane.sampler.element, lane.steps, lane.remove), make("div", { class: "lane-screen" }, lane.canvas), lane.cost);
+    lane.element = make(
+      "div",
+      { class: "lane" },
+      make("div", { class: "lane-top" }, lane.sampler.element, make("label", {}, lane.steps, "steps"), lane.remove),
+      make("div", { class: "lane-screen" }, lane.canvas),
+      lane.cost,
+    );
     this.lanes.push(lane);
     this.lanesElement.insertBefore(lane.element, this.add);
     this.lanesChanged();
@@ -100,7 +171,12 @@ class Compare {
     for (const name of ["num_images", "guidance_scale"]) if (name in values) values[name] = Number(values[name]);
     delete values.seed;
     const { model } = this.description;
-    return { model, ...values, seed: this.seed.value, lanes: this.lanes.map(({ sampler, steps }) => ({ sampler: sampler.value, steps: Number(steps.value) })) };
+    return {
+      model,
+      ...values,
+      seed: this.seed.value,
+      lanes: this.lanes.map(({ sampler, steps }) => ({ sampler: sampler.value, steps: Number(steps.value) })),
+    };
   }
 
   submit() {
@@ -143,7 +219,9 @@ class Compare {
     });
     const going = ["running", "measuring"].includes(value.state);
     this.setState(this.stopped && going ? "stopped" : value.state);
-    const behind = this.lanes.filter(({ film }) => film).map(({ film }) => Math.floor((film.newest / film.total) * this.transport.total));
+    const behind = this.lanes
+      .filter(({ film }) => film)
+      .map(({ film }) => Math.floor((film.newest / film.total) * this.transport.total));
     this.transport.arrived(Math.min(...behind), this.state === "running");
     this.drawChart();
   }
@@ -182,14 +260,30 @@ class Compare {
     const sheet = frame && (await lane.film.picture(frame));
     if (!sheet || run.run !== this.run.run) return false;
     lane.sheet = sheet;
-    drawTiles(lane.canvas, sheet, run.tile, this.view, run.seeds.map((_, i) => i));
-    lane.canvas.setAttribute("aria-label", `${run.seeds.length} images by ${lane.made.title}, step ${index} of ${lane.film.total}`);
+    drawTiles(
+      lane.canvas,
+      sheet,
+      run.tile,
+      this.view,
+      run.seeds.map((_, i) => i),
+    );
+    lane.canvas.setAttribute(
+      "aria-label",
+      `${run.seeds.length} images by ${lane.made.title}, step ${index} of ${lane.film.total}`,
+    );
     return true;
   }
 
   redraw() {
     for (const lane of this.lanes) {
-      if (lane.film && lane.sheet) drawTiles(lane.canvas, lane.sheet, this.run.tile, this.view, this.run.seeds.map((_, i) => i));
+      if (lane.film && lane.sheet)
+        drawTiles(
+          lane.canvas,
+          lane.sheet,
+          this.run.tile,
+          this.view,
+          this.run.seeds.map((_, i) => i),
+        );
       else drawNoise(lane.canvas, 4);
     }
   }
@@ -202,17 +296,32 @@ class Compare {
 
   // How far each lane's images end from those of all steps; before it is known, the same lines without numbers.
   drawChart() {
-    const chosen = this.lanes.map(({ sampler, steps }) => ({ title: sampler.title.textContent, steps: steps.value, distance: null }));
+    const chosen = this.lanes.map(({ sampler, steps }) => ({
+      title: sampler.title.textContent,
+      steps: steps.value,
+      distance: null,
+    }));
     const lanes = this.run?.lanes ?? chosen;
     const most = Math.max(...lanes.map(({ distance }) => distance ?? 0), 1e-6);
     const line = ({ title, steps, distance }) =>
-      make("li", {}, make("span", {}, `${title} · ${steps}`), bar((distance ?? 0) / most), make("b", {}, distance === null ? "–" : distance.toFixed(3)));
-    this.chart.replaceChildren(make("h3", {}, `Distance to the result of all ${this.description.limits.max_steps} steps`), make("p", {}, this.measureText()), make("ul", {}, lanes.map(line)));
+      make(
+        "li",
+        {},
+        make("span", {}, `${title} · ${steps}`),
+        bar((distance ?? 0) / most),
+        make("b", {}, distance === null ? "–" : distance.toFixed(3)),
+      );
+    this.chart.replaceChildren(
+      make("h3", {}, `Distance to the result of all ${this.description.limits.max_steps} steps`),
+      make("p", {}, this.measureText()),
+      make("ul", {}, lanes.map(line)),
+    );
   }
 
   measureText() {
     const { reference } = this.run ?? {};
-    if (this.state === "measuring" && reference) return `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise.`;
+    if (this.state === "measuring" && reference)
+      return `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise.`;
     return "Root mean square over the pixels, from 0 to 1, to what DDIM makes with every step from the same noise.";
   }
 
@@ -239,10 +348,17 @@ class Compare {
     this.root.dataset.shown = this.transport.shown;
     for (const lane of this.lanes) {
       const made = lane.film && lane.made;
-      lane.cost.textContent = made ? `${made.calls} ${made.calls === 1 ? "call" : "calls"} · ${seconds(made.seconds)}` : "";
+      lane.cost.textContent = made
+        ? `${made.calls} ${made.calls === 1 ? "call" : "calls"} · ${seconds(made.seconds)}`
+        : "";
       lane.element.dataset.frames = lane.film?.count ?? 0;
     }
   }
 }
 
-const bar = (share) => make("span", { class: "meter", "aria-hidden": "true" }, make("span", { style: `width: ${(100 * share).toFixed(2)}%` }));
+const bar = (share) =>
+  make(
+    "span",
+    { class: "meter", "aria-hidden": "true" },
+    make("span", { style: `width: ${(100 * share).toFixed(2)}%` }),
+  );

@@ -24,7 +24,8 @@ const ICONS = {
   pause: "M3.5 2.5h3v11h-3zM9.5 2.5h3v11h-3z",
   loop: "M11 1.2 14.3 4 11 6.8V5H5.5a3 3 0 0 0-2.6 4.5L1.6 10.7A4.6 4.6 0 0 1 5.5 3.3H11zM5 14.8 1.700 12 5 9.2V11h5.500a3 3 0 0 0 2.600-4.500l1.300-1.200a4.600 4.600 0 0 1-3.900 7.400H5z",
   die: "M3.500 1h9A2.500 2.500 0 0 1 15 3.500v9a2.500 2.500 0 0 1-2.500 2.500h-9A2.500 2.500 0 0 1 1 12.500v-9A2.500 2.500 0 0 1 3.500 1zM4.800 3.500a1.300 1.300 0 1 0 0 2.600 1.300 1.300 0 0 0 0-2.600zM8 6.700a1.300 1.300 0 1 0 0 2.600 1.300 1.300 0 0 0 0-2.600zM11.200 9.900a1.300 1.300 0 1 0 0 2.600 1.300 1.300 0 0 0 0-2.600z",
-  close: "M3.700 2.300 8 6.600l4.300-4.300 1.400 1.400L9.400 8l4.300 4.300-1.400 1.400L8 9.400l-4.300 4.300-1.400-1.400L6.600 8 2.300 3.700z",
+  close:
+    "M3.700 2.300 8 6.600l4.300-4.300 1.400 1.400L9.400 8l4.300 4.300-1.400 1.400L8 9.400l-4.300 4.300-1.400-1.400L6.600 8 2.300 3.700z",
   left: "M10.500 2.500 5 8l5.500 5.500",
   right: "M5.500 2.500 11 8l-5.500 5.500",
   down: "M3 6l5 5 5-5",
@@ -33,8 +34,11 @@ const ICONS = {
 
 function icon(name) {
   const outlined = ["left", "right", "down"].includes(name);
-  return make("svg", { viewBox: "0 0 16 16", class: outlined ? "icon outlined" : "icon", "aria-hidden": "true" },
-    make("path", { d: ICONS[name], "fill-rule": "evenodd" }));
+  return make(
+    "svg",
+    { viewBox: "0 0 16 16", class: outlined ? "icon outlined" : "icon", "aria-hidden": "true" },
+    make("path", { d: ICONS[name], "fill-rule": "evenodd" }),
+  );
 }
 
 function seconds(value) {

@@ -1,6 +1,9 @@
 // Form fields: a slider with a number beside it, pictures of classes to pick from, a seed with a die.
 
-const NICE = [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90, 100, 125, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000];
+const NICE = [
+  0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90, 100,
+  125, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000,
+];
 
 // Round values from low to high, close together where they are small: what a slider over a wide range stops at.
 function niceValues(low, high, whole) {
@@ -13,11 +16,36 @@ class NumberField {
   constructor({ name, label, low, high, value, whole = true, stops = null, line = null, changed = () => {} }) {
     Object.assign(this, { name, low, high, whole, line, changed, stops: stops ?? niceValues(low, high, whole) });
     const id = `field-${name}`;
-    this.number = make("input", { type: "number", class: "number", "aria-label": `${label}, exactly`, min: low, max: high, step: whole ? 1 : 0.1, inputmode: whole ? "numeric" : "decimal", oninput: () => this.typed(), onchange: () => this.set(this.value) });
-    this.range = make("input", { type: "range", id, class: "range", min: 0, max: this.stops.length - 1, step: 1, oninput: () => this.set(this.stops[Number(this.range.value)], true) });
+    this.number = make("input", {
+      type: "number",
+      class: "number",
+      "aria-label": `${label}, exactly`,
+      min: low,
+      max: high,
+      step: whole ? 1 : 0.1,
+      inputmode: whole ? "numeric" : "decimal",
+      oninput: () => this.typed(),
+      onchange: () => this.set(this.value),
+    });
+    this.range = make("input", {
+      type: "range",
+      id,
+      class: "range",
+      min: 0,
+      max: this.stops.length - 1,
+      step: 1,
+      oninput: () => this.set(this.stops[Number(this.range.value)], true),
+    });
     this.about = make("p", { class: "line", id: `${id}-line` });
     if (line) this.range.setAttribute("aria-describedby", `${id}-line`);
-    this.element = make("div", { class: "field" }, make("label", { for: id }, label), this.number, this.range, line ? this.about : null);
+    this.element = make(
+      "div",
+      { class: "field" },
+      make("label", { for: id }, label),
+      this.number,
+      this.range,
+      line ? this.about : null,
+    );
     this.set(value);
   }
 
@@ -30,7 +58,10 @@ class NumberField {
     if (typeof value !== "number" || Number.isNaN(value)) return;
     this.value = clamp(this.whole ? Math.round(value) : value, this.low, this.high);
     if (write) this.number.value = this.value;
-    const at = this.stops.reduce((best, stop, i) => (Math.abs(stop - this.value) < Math.abs(this.stops[best] - this.value) ? i : best), 0);
+    const at = this.stops.reduce(
+      (best, stop, i) => (Math.abs(stop - this.value) < Math.abs(this.stops[best] - this.value) ? i : best),
+      0,
+    );
     this.range.value = at;
     this.range.setAttribute("aria-valuetext", String(this.value));
     this.range.style.setProperty("--at", this.stops.length > 1 ? at / (this.stops.length - 1) : 0);
@@ -48,25 +79,58 @@ class ClassField {
     const group = `class-${(ClassField.count = (ClassField.count ?? 0) + 1)}`;
     const options = any ? [{ name: "any", title: "Any", sheet: classes }, ...classes] : classes;
     this.radios = options.map((option) =>
-      make("input", { type: "radio", name: group, value: option.name, checked: option.name === this.value, onchange: () => this.picked(option.name) }));
+      make("input", {
+        type: "radio",
+        name: group,
+        value: option.name,
+        checked: option.name === this.value,
+        onchange: () => this.picked(option.name),
+      }),
+    );
     this.items = options.map((option, i) =>
-      make("label", { class: "class", title: option.title ?? option.name }, this.radios[i], this.picture(option), make("span", {}, option.title ?? option.name)));
+      make(
+        "label",
+        { class: "class", title: option.title ?? option.name },
+        this.radios[i],
+        this.picture(option),
+        make("span", {}, option.title ?? option.name),
+      ),
+    );
     const list = make("div", { class: "classes", "data-many": options.length > MANY_CLASSES }, this.items);
-    this.element = make("fieldset", { class: "field class-field" }, make("legend", {}, legend), options.length > MANY_CLASSES ? this.search(options) : null, list);
+    this.element = make(
+      "fieldset",
+      { class: "field class-field" },
+      make("legend", {}, legend),
+      options.length > MANY_CLASSES ? this.search(options) : null,
+      list,
+    );
   }
 
   picture({ src, sheet }) {
     if (sheet) {
       const some = sheet.filter((one) => one.src);
       const four = [0, 1, 2, 3].map((i) => some[Math.floor((i * some.length) / 4)]).filter(Boolean);
-      return make("span", { class: "class-any", "aria-hidden": "true" }, four.length === 4 ? four.map((one) => make("img", { src: one.src, alt: "" })) : "∗");
+      return make(
+        "span",
+        { class: "class-any", "aria-hidden": "true" },
+        four.length === 4 ? four.map((one) => make("img", { src: one.src, alt: "" })) : "∗",
+      );
     }
     return src ? make("img", { src, alt: "" }) : null;
   }
 
   search(options) {
-    const filter = (text) => this.items.forEach((item, i) => (item.hidden = !(options[i].title ?? options[i].name).toLowerCase().includes(text.toLowerCase())));
-    return make("input", { type: "search", class: "search", placeholder: `Search ${options.length - 1} classes`, "aria-label": "Search the classes", oninput: (event) => filter(event.target.value) });
+    const filter = (text) =>
+      this.items.forEach(
+        (item, i) => (item.hidden = !(options[i].title ?? options[i].name).toLowerCase().includes(text.toLowerCase())),
+      );
+    return make("input", {
+      type: "search",
+      class: "search",
+      placeholder: `Search ${options.length - 1} classes`,
+      "aria-label": "Search the classes",
+      oninput: (event) => filter(event.target.value),
+    });
   }
 
   picked(name) {
@@ -86,9 +150,35 @@ class ClassField {
 class SeedField {
   constructor({ max, value = 0, id = "field-seed", changed = () => {} }) {
     Object.assign(this, { max, changed });
-    this.input = make("input", { type: "number", class: "number wide", id, name: "seed", min: 0, max, step: 1, inputmode: "numeric", oninput: () => this.typed(), onchange: () => this.set(this.value) });
-    const roll = make("button", { type: "button", class: "pill die", "aria-label": "Roll a seed", title: "Roll a seed", onclick: () => this.roll() }, icon("die"));
-    this.element = make("div", { class: "field seed-field" }, make("label", { for: id }, "Seed"), make("div", { class: "row" }, this.input, roll));
+    this.input = make("input", {
+      type: "number",
+      class: "number wide",
+      id,
+      name: "seed",
+      min: 0,
+      max,
+      step: 1,
+      inputmode: "numeric",
+      oninput: () => this.typed(),
+      onchange: () => this.set(this.value),
+    });
+    const roll = make(
+      "button",
+      {
+        type: "button",
+        class: "pill die",
+        "aria-label": "Roll a seed",
+        title: "Roll a seed",
+        onclick: () => this.roll(),
+      },
+      icon("die"),
+    );
+    this.element = make(
+      "div",
+      { class: "field seed-field" },
+      make("label", { for: id }, "Seed"),
+      make("div", { class: "row" }, this.input, roll),
+    );
     this.set(value);
   }
 

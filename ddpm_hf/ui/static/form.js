@@ -19,13 +19,44 @@ class SettingsForm {
     this.description = description;
     this.fields = {
       ...(classes.length && { class_name: new ClassField({ classes, changed }) }),
-      num_images: new NumberField({ name: "images", label: "Images", low: 1, high: limits.max_images, value: defaults.num_images, stops: range(1, limits.max_images), changed }),
-      steps: new NumberField({ name: "steps", label: "Steps", low: 1, high: limits.max_steps, value: defaults.steps, changed }),
-      ...(classes.length && { guidance_scale: new NumberField({ name: "guidance", label: "Guidance", low: 0, high: limits.max_guidance, value: 1, whole: false, line: guidanceLine, changed }) }),
+      num_images: new NumberField({
+        name: "images",
+        label: "Images",
+        low: 1,
+        high: limits.max_images,
+        value: defaults.num_images,
+        stops: range(1, limits.max_images),
+        changed,
+      }),
+      steps: new NumberField({
+        name: "steps",
+        label: "Steps",
+        low: 1,
+        high: limits.max_steps,
+        value: defaults.steps,
+        changed,
+      }),
+      ...(classes.length && {
+        guidance_scale: new NumberField({
+          name: "guidance",
+          label: "Guidance",
+          low: 0,
+          high: limits.max_guidance,
+          value: 1,
+          whole: false,
+          line: guidanceLine,
+          changed,
+        }),
+      }),
       sampler: new Choice({ label: "Sampler", value: defaults.sampler, options: samplers, changed }),
       seed: new SeedField({ max: limits.max_seed, value: 0, changed }),
     };
-    const sampler = make("div", { class: "field" }, make("span", { class: "label", "aria-hidden": "true" }, "Sampler"), this.fields.sampler.element);
+    const sampler = make(
+      "div",
+      { class: "field" },
+      make("span", { class: "label", "aria-hidden": "true" }, "Sampler"),
+      this.fields.sampler.element,
+    );
     const { class_name, num_images, steps, guidance_scale, seed } = this.fields;
     this.go = make("button", { type: "submit", class: "primary" }, "Generate");
     this.halt = make("button", { type: "button", class: "pill stop", onclick: () => this.stopped() }, "Stop");

@@ -5,7 +5,11 @@ const SHARES = [25, 50, 75, 100]; // % of the timesteps, as the seed shows them
 class Forward {
   constructor(settings, screen, description) {
     this.settings = settings;
-    this.ask = askLatest("noise", (answer) => this.answered(answer), (error) => this.complain(error));
+    this.ask = askLatest(
+      "noise",
+      (answer) => this.answered(answer),
+      (error) => this.complain(error),
+    );
     this.makeScreen(screen);
     this.build(description);
   }
@@ -20,44 +24,153 @@ class Forward {
     };
     this.original = figure("0", "the picture");
     this.noised = figure("t", "noised");
-    this.back = { canvas: make("canvas", { role: "img", "aria-label": "Nothing denoised yet", width: 1, height: 1 }), caption: make("figcaption", {}, "and back") };
-    const back = make("figure", {}, make("div", { class: "frame" }, this.back.canvas, (this.hint = make("p", { class: "frame-hint" }, "Press “Denoise from here”."))), this.back.caption);
-    this.strip = SHARES.map((share) => make("button", { type: "button", onclick: () => this.setT(Math.round((share / 100) * this.timesteps) - 1) }, make("img", { alt: "" }), make("span", {}, `${share} %`)));
+    this.back = {
+      canvas: make("canvas", { role: "img", "aria-label": "Nothing denoised yet", width: 1, height: 1 }),
+      caption: make("figcaption", {}, "and back"),
+    };
+    const back = make(
+      "figure",
+      {},
+      make(
+        "div",
+        { class: "frame" },
+        this.back.canvas,
+        (this.hint = make("p", { class: "frame-hint" }, "Press “Denoise from here”.")),
+      ),
+      this.back.caption,
+    );
+    this.strip = SHARES.map((share) =>
+      make(
+        "button",
+        { type: "button", onclick: () => this.setT(Math.round((share / 100) * this.timesteps) - 1) },
+        make("img", { alt: "" }),
+        make("span", {}, `${share} %`),
+      ),
+    );
     this.status = make("p", { class: "stage-status", role: "status" });
-    this.transport = new Transport({ paint: (at) => this.paint(at), words: (at) => (at ? `step ${at} of ${this.film?.total}` : "the noised picture"), changed: () => this.describe() });
-    this.root = make("section", { class: "stage forward", "aria-label": "The picture, noised and denoised", "data-state": "empty" },
+    this.transport = new Transport({
+      paint: (at) => this.paint(at),
+      words: (at) => (at ? `step ${at} of ${this.film?.total}` : "the noised picture"),
+      changed: () => this.describe(),
+    });
+    this.root = make(
+      "section",
+      { class: "stage forward", "aria-label": "The picture, noised and denoised", "data-state": "empty" },
       make("div", { class: "triptych" }, this.original.element, this.noised.element, back),
       this.transport.element,
       make("div", { class: "stage-foot" }, this.status),
-      make("div", { class: "quarters", role: "group", "aria-label": "The picture at four timesteps" }, this.strip));
+      make("div", { class: "quarters", role: "group", "aria-label": "The picture at four timesteps" }, this.strip),
+    );
     element.replaceChildren(this.root);
   }
 
   build(description) {
     const { classes, examples, limits, samplers, defaults, schedule } = description;
     const names = classes.map(({ name }) => name);
-    Object.assign(this, { description, timesteps: limits.max_steps, schedule, t: Math.round(limits.max_steps / 2) - 1, picture: examples.length ? { example: 0 } : null });
+    Object.assign(this, {
+      description,
+      timesteps: limits.max_steps,
+      schedule,
+      t: Math.round(limits.max_steps / 2) - 1,
+      picture: examples.length ? { example: 0 } : null,
+    });
     this.examples = examples.map(({ name, src }, i) => {
       const title = name ?? `example ${i + 1}`;
-      return make("label", { class: "class", title }, make("input", { type: "radio", name: "example", value: i, checked: i === 0, onchange: () => this.pickExample(i) }), make("img", { src, alt: title }));
+      return make(
+        "label",
+        { class: "class", title },
+        make("input", {
+          type: "radio",
+          name: "example",
+          value: i,
+          checked: i === 0,
+          onchange: () => this.pickExample(i),
+        }),
+        make("img", { src, alt: title }),
+      );
     });
-    const drop = dropZone({ label: "Drop a picture here", hint: "or press to choose one", given: (file) => this.take(file) });
-    this.slider = make("input", { type: "range", class: "range", id: "forward-t", min: 0, max: this.timesteps - 1, step: 1, value: this.t, oninput: () => this.setT(Number(this.slider.value)) });
+    const drop = dropZone({
+      label: "Drop a picture here",
+      hint: "or press to choose one",
+      given: (file) => this.take(file),
+    });
+    this.slider = make("input", {
+      type: "range",
+      class: "range",
+      id: "forward-t",
+      min: 0,
+      max: this.timesteps - 1,
+      step: 1,
+      value: this.t,
+      oninput: () => this.setT(Number(this.slider.value)),
+    });
     this.number = make("output", { for: "forward-t", class: "big" });
     this.chart = new ScheduleChart({ moved: (t) => this.setT(t) });
     this.chart.draw(schedule.alpha_bar);
     this.facts = make("dl", { class: "facts" });
     this.sampler = new Choice({ label: "Sampler", options: samplers, value: defaults.sampler, short: true });
-    this.steps = make("input", { type: "number", class: "number", min: 1, max: limits.max_steps, step: 1, value: Math.min(50, limits.max_steps), "aria-label": "Steps of the whole way", title: "Steps of the whole way" });
+    this.steps = make("input", {
+      type: "number",
+      class: "number",
+      min: 1,
+      max: limits.max_steps,
+      step: 1,
+      value: Math.min(50, limits.max_steps),
+      "aria-label": "Steps of the whole way",
+      title: "Steps of the whole way",
+    });
     this.seed = new SeedField({ max: limits.max_seed, id: "forward-seed", changed: () => this.refresh() });
-    this.class = names.length ? make("select", { class: "select", "aria-label": "Class" }, names.map((name) => make("option", { value: name }, name))) : null;
+    this.class = names.length
+      ? make(
+          "select",
+          { class: "select", "aria-label": "Class" },
+          names.map((name) => make("option", { value: name }, name)),
+        )
+      : null;
     if (this.class && examples[0]?.name) this.class.value = examples[0].name;
-    this.settings.replaceChildren(make("form", { class: "form card", "aria-label": "Forward process", onsubmit: (event) => { event.preventDefault(); this.submit(); } },
-      make("fieldset", { class: "field class-field" }, make("legend", {}, "A picture"), this.examples.length ? make("div", { class: "classes examples" }, this.examples) : null, drop),
-      make("div", { class: "field" }, make("label", { for: "forward-t" }, "Timestep ", make("i", {}, "t")), this.number, this.slider),
-      this.chart.element, this.facts, this.seed.element,
-      make("div", { class: "field" }, make("span", { class: "label" }, "The way back"), this.class, make("div", { class: "row" }, this.sampler.element, this.steps)),
-      make("div", { class: "actions" }, make("button", { type: "submit", class: "primary" }, "Denoise from here"), make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"))));
+    this.settings.replaceChildren(
+      make(
+        "form",
+        {
+          class: "form card",
+          "aria-label": "Forward process",
+          onsubmit: (event) => {
+            event.preventDefault();
+            this.submit();
+          },
+        },
+        make(
+          "fieldset",
+          { class: "field class-field" },
+          make("legend", {}, "A picture"),
+          this.examples.length ? make("div", { class: "classes examples" }, this.examples) : null,
+          drop,
+        ),
+        make(
+          "div",
+          { class: "field" },
+          make("label", { for: "forward-t" }, "Timestep ", make("i", {}, "t")),
+          this.number,
+          this.slider,
+        ),
+        this.chart.element,
+        this.facts,
+        this.seed.element,
+        make(
+          "div",
+          { class: "field" },
+          make("span", { class: "label" }, "The way back"),
+          this.class,
+          make("div", { class: "row" }, this.sampler.element, this.steps),
+        ),
+        make(
+          "div",
+          { class: "actions" },
+          make("button", { type: "submit", class: "primary" }, "Denoise from here"),
+          make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"),
+        ),
+      ),
+    );
     Object.assign(this, { film: null, run: null });
     this.root.dataset.state = "empty";
     this.status.textContent = this.picture ? "" : "This model brings no examples: drop in a picture of your own.";
@@ -91,7 +204,9 @@ class Forward {
     this.slider.style.setProperty("--at", this.t / Math.max(1, this.timesteps - 1));
     this.number.textContent = this.t;
     this.chart.mark(this.t);
-    this.strip.forEach((button, i) => button.setAttribute("aria-current", this.t === Math.round((SHARES[i] / 100) * this.timesteps) - 1));
+    this.strip.forEach((button, i) =>
+      button.setAttribute("aria-current", this.t === Math.round((SHARES[i] / 100) * this.timesteps) - 1),
+    );
     this.tellFacts();
     this.refresh();
   }
@@ -102,10 +217,15 @@ class Forward {
     const fact = (name, value, about) => make("div", {}, make("dt", {}, name), make("dd", { title: about }, value));
     const bar = () => make("span", { style: "text-decoration: overline" }, "α");
     this.facts.replaceChildren(
-      fact([bar(), make("sub", {}, "t")], alphaBar.toPrecision(3), "alpha-bar: the share of the picture in the variance"),
+      fact(
+        [bar(), make("sub", {}, "t")],
+        alphaBar.toPrecision(3),
+        "alpha-bar: the share of the picture in the variance",
+      ),
       fact(["√", bar(), " signal"], signal.toFixed(3), "what the picture is multiplied by"),
       fact(["√(1−", bar(), ") noise"], noise.toFixed(3), "what the noise is multiplied by"),
-      fact("SNR", `${this.schedule.snr_db[this.t].toFixed(1)} dB`, "signal-to-noise ratio"));
+      fact("SNR", `${this.schedule.snr_db[this.t].toFixed(1)} dB`, "signal-to-noise ratio"),
+    );
     tell("t", { t: this.t, signal, noise, alphaBar });
   }
 
@@ -140,7 +260,13 @@ class Forward {
     this.stopped = false;
     this.setState("waiting");
     bringIntoView(this.root);
-    wires.denoise.send({ ...this.values(), num_images: 1, sampler: this.sampler.value, steps: Number(this.steps.value), ...(this.class && { class_name: this.class.value }) });
+    wires.denoise.send({
+      ...this.values(),
+      num_images: 1,
+      sampler: this.sampler.value,
+      steps: Number(this.steps.value),
+      ...(this.class && { class_name: this.class.value }),
+    });
   }
 
   stop() {
@@ -197,7 +323,8 @@ class Forward {
     if (this.run) this.back.caption.textContent = `back from t = ${this.run.t}`;
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
     if (state === "running") this.status.textContent = "Denoising";
-    if (state === "done") this.status.textContent = `${this.film.total} of the steps made, from t = ${this.run.t} on, in ${seconds(this.run.seconds)}`;
+    if (state === "done")
+      this.status.textContent = `${this.film.total} of the steps made, from t = ${this.run.t} on, in ${seconds(this.run.seconds)}`;
     if (state === "stopped") this.status.textContent = "Stopped";
     if (state === "failed") this.status.textContent = "Failed";
   }

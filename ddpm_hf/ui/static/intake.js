@@ -4,7 +4,12 @@ const MAX_SIDE = 512;
 
 // A place to drop a file on or to choose one; given(file).
 function dropZone({ label, hint, given }) {
-  const input = make("input", { type: "file", accept: "image/*", "aria-label": label, onchange: () => input.files[0] && given(input.files[0]).finally(() => (input.value = "")) });
+  const input = make("input", {
+    type: "file",
+    accept: "image/*",
+    "aria-label": label,
+    onchange: () => input.files[0] && given(input.files[0]).finally(() => (input.value = "")),
+  });
   return make("label", { class: "drop" }, input, make("b", {}, label), make("span", {}, hint));
 }
 

@@ -10,19 +10,47 @@ class Lens {
     this.canvas = make("canvas", { role: "img" });
     this.strip = make("div", { class: "lens-strip", role: "group", "aria-label": "This image over the steps" });
     for (let i = 0; i < STRIP; i++) {
-      const button = make("button", { type: "button", onclick: () => step(this.steps[i]) }, make("canvas", { width: 1, height: 1 }), make("span"));
+      const button = make(
+        "button",
+        { type: "button", onclick: () => step(this.steps[i]) },
+        make("canvas", { width: 1, height: 1 }),
+        make("span"),
+      );
       this.strip.append(button);
     }
     const turn = (by, label, name) =>
-      make("button", { type: "button", class: "round small", "aria-label": label, title: label, onclick: () => this.open(this.index + by) }, icon(name));
+      make(
+        "button",
+        {
+          type: "button",
+          class: "round small",
+          "aria-label": label,
+          title: label,
+          onclick: () => this.open(this.index + by),
+        },
+        icon(name),
+      );
     this.before = turn(-1, "Previous image", "left");
     this.after = turn(1, "Next image", "right");
-    this.shut = make("button", { type: "button", class: "round small", "aria-label": "Back to all images", title: "Back to all images", onclick: () => this.close() }, icon("close"));
-    this.element = make("div", { class: "lens", role: "dialog", "aria-label": "One image, enlarged", hidden: true },
+    this.shut = make(
+      "button",
+      {
+        type: "button",
+        class: "round small",
+        "aria-label": "Back to all images",
+        title: "Back to all images",
+        onclick: () => this.close(),
+      },
+      icon("close"),
+    );
+    this.element = make(
+      "div",
+      { class: "lens", role: "dialog", "aria-label": "One image, enlarged", hidden: true },
       make("div", { class: "lens-top" }, this.title, this.before, this.after, this.shut),
       make("div", { class: "lens-picture" }, this.canvas),
       this.strip,
-      make("button", { type: "button", class: "pill", onclick: () => more(this.index) }, "Make more like this"));
+      make("button", { type: "button", class: "pill", onclick: () => more(this.index) }, "Make more like this"),
+    );
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.steps = [];
     new ResizeObserver(() => this.isOpen && this.changed()).observe(this.canvas);
@@ -80,7 +108,10 @@ class Lens {
   async drawStrip(view, shown) {
     const index = this.index;
     const buttons = [...this.strip.children];
-    const now = this.steps.reduce((best, step, i) => (Math.abs(step - shown) < Math.abs(this.steps[best] - shown) ? i : best), 0);
+    const now = this.steps.reduce(
+      (best, step, i) => (Math.abs(step - shown) < Math.abs(this.steps[best] - shown) ? i : best),
+      0,
+    );
     for (const [i, button] of buttons.entries()) {
       const frame = this.film.frames[this.steps[i]];
       button.disabled = !frame;

@@ -11,8 +11,15 @@ function masthead(element, props, functions) {
 }
 
 const noted = (name) => (element, props, watch) => (places[name] = { element, props, watch });
-const [form, stage, compare, forwardSettings, forward, theory, takeAway] =
-  ["form", "stage", "compare", "forwardSettings", "forward", "theory", "takeAway"].map(noted);
+const [form, stage, compare, forwardSettings, forward, theory, takeAway] = [
+  "form",
+  "stage",
+  "compare",
+  "forwardSettings",
+  "forward",
+  "theory",
+  "takeAway",
+].map(noted);
 
 function start() {
   if (Object.keys(places).length < 8) return setTimeout(start, 20);
@@ -30,13 +37,17 @@ function start() {
     const { props, watch } = places[name];
     watch("value", () => parts[name].receive(props.value));
   }
-  hear("failed", (name) => ({ generate: parts.stage, compare: parts.compare, denoise: parts.forward })[name].ended("failed"));
+  hear("failed", (name) =>
+    ({ generate: parts.stage, compare: parts.compare, denoise: parts.forward })[name].ended("failed"),
+  );
   hear("restore", restore);
   hear("model", (chosen) => {
     page.description = chosen;
     for (const name of ["form", "compare", "theory", "forward"]) parts[name].build(chosen);
   });
-  watchDrops((file) => (parts.masthead.tabs.current === "forward" ? parts.forward.take(file) : parts.takeAway.restore(file)));
+  watchDrops((file) =>
+    parts.masthead.tabs.current === "forward" ? parts.forward.take(file) : parts.takeAway.restore(file),
+  );
   followLink();
   document.documentElement.setAttribute("data-ready", "");
   return null;
@@ -73,7 +84,10 @@ async function restore({ settings, run }) {
 // A link to a run: its settings are checked by the server, and run.
 async function followLink() {
   const query = new URLSearchParams(location.search);
-  if (!["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "model"].some((key) => query.has(key))) return;
+  if (
+    !["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "model"].some((key) => query.has(key))
+  )
+    return;
   try {
     const { settings } = await ask("restore", { query: location.search });
     tell("restore", { settings, run: true });
@@ -105,7 +119,10 @@ function makeStage() {
 
 async function copyLink(button) {
   try {
-    const { link } = await ask("take_away", { settings: parts.stage.run?.settings ?? page.settings, url: location.origin + location.pathname });
+    const { link } = await ask("take_away", {
+      settings: parts.stage.run?.settings ?? page.settings,
+      url: location.origin + location.pathname,
+    });
     await copyText(link);
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy link"), 1500);
@@ -114,4 +131,4 @@ async function copyLink(button) {
   }
 }
 
-return { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, start, tell, parts };
+window.ddpm = { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, start, tell, parts };

@@ -4,17 +4,37 @@ class Masthead {
   constructor(element, { title, name, panels, description }) {
     this.name = name;
     this.about = make("p", {});
-    this.picker = make("select", { class: "select", "aria-label": "Model", hidden: description.models.length < 2, onchange: () => this.choose(this.picker.value) }, description.models.map((model) => make("option", { value: model }, model)));
+    this.picker = make(
+      "select",
+      {
+        class: "select",
+        "aria-label": "Model",
+        hidden: description.models.length < 2,
+        onchange: () => this.choose(this.picker.value),
+      },
+      description.models.map((model) => make("option", { value: model }, model)),
+    );
     this.notice = make("p", { class: "notice", role: "alert", hidden: true });
     const bar = make("div", { class: "tabs-bar" });
-    element.replaceChildren(make("header", {}, make("div", { class: "title" }, make("h1", {}, title), this.picker), this.about), bar, this.notice);
+    element.replaceChildren(
+      make("header", {}, make("div", { class: "title" }, make("h1", {}, title), this.picker), this.about),
+      bar,
+      this.notice,
+    );
     this.tell(name);
-    this.tabs = new Tabs(bar, Object.entries(panels).map(([id, words]) => ({ id, title: words })));
+    this.tabs = new Tabs(
+      bar,
+      Object.entries(panels).map(([id, words]) => ({ id, title: words })),
+    );
     hear("notice", (words) => this.say(words));
   }
 
   tell(name) {
-    this.about.replaceChildren("A diffusion model makes pictures by taking noise away, step by step. Watch ", make("b", {}, name), " do it live.");
+    this.about.replaceChildren(
+      "A diffusion model makes pictures by taking noise away, step by step. Watch ",
+      make("b", {}, name),
+      " do it live.",
+    );
   }
 
   say(words) {

@@ -6,7 +6,19 @@ const EMPTY_TILES = 16;
 class Stage {
   // empty: what to say before the first run, [title, line]. more(run, index): "make more like this", where it makes sense.
   constructor(element, { empty, label, more = null, picked = () => {}, painted = () => {} }) {
-    Object.assign(this, { view: "x_t", run: null, film: new Film(1), lastNews: 0, state: "empty", before: "empty", pointedAt: -1, layout: null, more, picked, painted });
+    Object.assign(this, {
+      view: "x_t",
+      run: null,
+      film: new Film(1),
+      lastNews: 0,
+      state: "empty",
+      before: "empty",
+      pointedAt: -1,
+      layout: null,
+      more,
+      picked,
+      painted,
+    });
     const [top, screen, foot] = [this.top(), this.screen(empty), this.foot()];
     this.root = make("section", { class: "stage", "data-state": "empty", "aria-label": label });
     this.transport = new Transport({
@@ -26,7 +38,12 @@ class Stage {
   top() {
     this.views = viewButtons((view) => this.setView(view));
     this.progress = make("p", { class: "stage-progress", "data-part": "progress" });
-    return make("div", { class: "stage-top" }, make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views), this.progress);
+    return make(
+      "div",
+      { class: "stage-top" },
+      make("div", { class: "segments", role: "group", "aria-label": "What to show" }, this.views),
+      this.progress,
+    );
   }
 
   screen([title, line]) {
@@ -139,7 +156,13 @@ class Stage {
   draw(sheet) {
     this.sheet = sheet;
     if (this.lens.isOpen) this.lens.draw(sheet, this.view, this.drawn);
-    const layout = drawTiles(this.canvas, sheet, this.run.tile, this.view, this.run.seeds.map((_, i) => i));
+    const layout = drawTiles(
+      this.canvas,
+      sheet,
+      this.run.tile,
+      this.view,
+      this.run.seeds.map((_, i) => i),
+    );
     this.putCells(layout);
   }
 
@@ -163,7 +186,16 @@ class Stage {
         this.pointedAt = on ? i : -1;
         this.describe();
       };
-      return make("button", { type: "button", tabindex: i ? -1 : 0, "aria-label": `Enlarge ${this.imageText(i)}`, onclick: () => this.lens.open(i), onpointerenter: point(true), onpointerleave: point(false), onfocus: point(true), onblur: point(false) });
+      return make("button", {
+        type: "button",
+        tabindex: i ? -1 : 0,
+        "aria-label": `Enlarge ${this.imageText(i)}`,
+        onclick: () => this.lens.open(i),
+        onpointerenter: point(true),
+        onpointerleave: point(false),
+        onfocus: point(true),
+        onblur: point(false),
+      });
     };
     this.cells.replaceChildren(...this.run.seeds.map((_, i) => cell(i)));
     this.layout = null;
@@ -183,7 +215,9 @@ class Stage {
   moveAmongCells(event) {
     const cells = [...this.cells.children];
     const at = cells.indexOf(document.activeElement);
-    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.layout?.columns, ArrowUp: -this.layout?.columns }[event.key];
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.layout?.columns, ArrowUp: -this.layout?.columns }[
+      event.key
+    ];
     const to = { Home: 0, End: cells.length - 1 }[event.key] ?? at + by;
     if (at < 0 || !cells[to]) return;
     event.preventDefault();
@@ -231,7 +265,8 @@ class Stage {
     const { state, run, film } = this;
     const index = Math.max(0, this.transport.shown);
     const t = film.nearest(index)?.t;
-    if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined) this.progress.textContent = this.imageText(this.pointedAt);
+    if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined)
+      this.progress.textContent = this.imageText(this.pointedAt);
     else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
     else this.progress.textContent = "noise";
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
@@ -248,7 +283,12 @@ class Stage {
 // The switch between what is on the canvas and what the network makes of it.
 function viewButtons(chosen) {
   const view = (name, words, title) =>
-    make("button", { type: "button", "data-view": name, title, onclick: () => chosen(name) }, `${words} `, make("i", {}, "x", make("sub", {}, name.slice(2))));
+    make(
+      "button",
+      { type: "button", "data-view": name, title, onclick: () => chosen(name) },
+      `${words} `,
+      make("i", {}, "x", make("sub", {}, name.slice(2))),
+    );
   return [
     view("x_t", "Noisy", "The noisy image at this step"),
     view("x_0", "Predicted", "The finished image as the network predicts it at this step"),

@@ -5,7 +5,12 @@ class Tabs {
   constructor(element, panels) {
     this.panels = panels;
     this.buttons = panels.map(({ id, title }) =>
-      make("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, onclick: () => this.show(id) }, title));
+      make(
+        "button",
+        { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, onclick: () => this.show(id) },
+        title,
+      ),
+    );
     element.replaceChildren(make("div", { class: "tabs", role: "tablist", "aria-label": "What to do" }, this.buttons));
     element.addEventListener("keydown", (event) => this.key(event));
     hear("tab", (id) => this.show(id));
@@ -24,14 +29,17 @@ class Tabs {
       const element = document.getElementById(`panel-${panel.id}`);
       if (element) set(element, { role: "tabpanel", "aria-labelledby": `tab-${panel.id}` });
     });
-    if (remember) history.replaceState(null, "", id === this.panels[0].id ? location.pathname + location.search : `#${id}`);
+    if (remember)
+      history.replaceState(null, "", id === this.panels[0].id ? location.pathname + location.search : `#${id}`);
     tell("shown", id);
   }
 
   key(event) {
     const at = this.panels.findIndex(({ id }) => id === this.current);
     const last = this.panels.length - 1;
-    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key];
+    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[
+      event.key
+    ];
     if (to === undefined) return;
     event.preventDefault();
     this.show(this.panels[to].id);

@@ -6,7 +6,11 @@ const FORMATS = [
   ["webp", "WebP", "the denoising, smaller"],
   ["mp4", "MP4", "the denoising, as a video"],
 ];
-const CODE = [["diffusers", "diffusers"], ["gradio_client", "gradio_client"], ["curl", "curl"]];
+const CODE = [
+  ["diffusers", "diffusers"],
+  ["gradio_client", "gradio_client"],
+  ["curl", "curl"],
+];
 
 class TakeAway {
   constructor(element, description, { stage }) {
@@ -14,22 +18,95 @@ class TakeAway {
     this.canvas = make("canvas", { role: "img", "aria-label": "No run yet" });
     this.chips = make("p", { class: "chips" });
     this.which = make("select", { class: "select", "aria-label": "Which images" });
-    this.files = FORMATS.map(([kind, name, about]) => make("button", { type: "button", class: "file", "data-kind": kind, onclick: () => this.download(kind) }, make("b", {}, name), make("span", {}, about)));
+    this.files = FORMATS.map(([kind, name, about]) =>
+      make(
+        "button",
+        { type: "button", class: "file", "data-kind": kind, onclick: () => this.download(kind) },
+        make("b", {}, name),
+        make("span", {}, about),
+      ),
+    );
     this.status = make("p", { class: "line", role: "status" });
-    this.link = make("input", { class: "search", readonly: true, "aria-label": "Link to this run", onfocus: () => this.link.select() });
-    this.codeButtons = CODE.map(([kind, name]) => make("button", { type: "button", "aria-pressed": String(kind === this.code), onclick: () => this.showCode(kind) }, name));
+    this.link = make("input", {
+      class: "search",
+      readonly: true,
+      "aria-label": "Link to this run",
+      onfocus: () => this.link.select(),
+    });
+    this.codeButtons = CODE.map(([kind, name]) =>
+      make(
+        "button",
+        { type: "button", "aria-pressed": String(kind === this.code), onclick: () => this.showCode(kind) },
+        name,
+      ),
+    );
     this.pre = make("pre", { tabindex: 0, "aria-label": "Code" });
-    const drop = dropZone({ label: "Drop a PNG from here", hint: "or press to choose one: its settings come back", given: (file) => this.restore(file) });
-    const copy = (what) => make("button", { type: "button", class: "pill", onclick: (event) => this.copy(what(), event.currentTarget) }, "Copy");
-    element.replaceChildren(make("div", { class: "takeaway" },
-      make("section", { class: "stage shelf", "aria-label": "What is on the stage" }, make("div", { class: "shelf-screen" }, this.canvas), this.chips),
-      make("div", { class: "ways" },
-        make("section", { class: "card" }, make("h2", {}, "A file"), make("div", { class: "files-top" }, this.which), make("div", { class: "files" }, this.files), this.status),
-        make("section", { class: "card" }, make("h2", {}, "A link"), make("p", { class: "line" }, "Opens this page and makes the same run again, to the byte."), make("div", { class: "row" }, this.link, copy(() => this.link.value))),
-        make("section", { class: "card" }, make("div", { class: "code-top" }, make("h2", {}, "Code"), make("div", { class: "segments", role: "group", "aria-label": "Language" }, this.codeButtons), copy(() => this.pre.textContent)), this.pre),
-        make("section", { class: "card" }, make("h2", {}, "And back"), drop))));
+    const drop = dropZone({
+      label: "Drop a PNG from here",
+      hint: "or press to choose one: its settings come back",
+      given: (file) => this.restore(file),
+    });
+    const copy = (what) =>
+      make(
+        "button",
+        { type: "button", class: "pill", onclick: (event) => this.copy(what(), event.currentTarget) },
+        "Copy",
+      );
+    element.replaceChildren(
+      make(
+        "div",
+        { class: "takeaway" },
+        make(
+          "section",
+          { class: "stage shelf", "aria-label": "What is on the stage" },
+          make("div", { class: "shelf-screen" }, this.canvas),
+          this.chips,
+        ),
+        make(
+          "div",
+          { class: "ways" },
+          make(
+            "section",
+            { class: "card" },
+            make("h2", {}, "A file"),
+            make("div", { class: "files-top" }, this.which),
+            make("div", { class: "files" }, this.files),
+            this.status,
+          ),
+          make(
+            "section",
+            { class: "card" },
+            make("h2", {}, "A link"),
+            make("p", { class: "line" }, "Opens this page and makes the same run again, to the byte."),
+            make(
+              "div",
+              { class: "row" },
+              this.link,
+              copy(() => this.link.value),
+            ),
+          ),
+          make(
+            "section",
+            { class: "card" },
+            make(
+              "div",
+              { class: "code-top" },
+              make("h2", {}, "Code"),
+              make("div", { class: "segments", role: "group", "aria-label": "Language" }, this.codeButtons),
+              copy(() => this.pre.textContent),
+            ),
+            this.pre,
+          ),
+          make("section", { class: "card" }, make("h2", {}, "And back"), drop),
+        ),
+      ),
+    );
     new ResizeObserver(() => this.draw()).observe(this.canvas);
-    this.ask = askLatest("take_away", (answer) => this.answered(answer), (error) => (this.status.textContent = error.message));
+    this.ask = askLatest(
+      "take_away",
+      (answer) => this.answered(answer),
+      (error) => (this.status.textContent = error.message),
+    );
     hear("run", () => this.refresh());
     hear("settings", () => this.refresh());
     hear("painted", () => this.draw());
@@ -49,7 +126,10 @@ class TakeAway {
     this.key = key;
     this.draw();
     const count = this.settings.num_images;
-    this.which.replaceChildren(make("option", { value: "" }, count === 1 ? "The image" : `All ${count} images`), ...(count > 1 ? range(1, count).map((i) => make("option", { value: i - 1 }, `Image ${i}`)) : []));
+    this.which.replaceChildren(
+      make("option", { value: "" }, count === 1 ? "The image" : `All ${count} images`),
+      ...(count > 1 ? range(1, count).map((i) => make("option", { value: i - 1 }, `Image ${i}`)) : []),
+    );
     this.ask({ settings: this.settings, url: location.origin + location.pathname });
   }
 
@@ -58,7 +138,14 @@ class TakeAway {
     this.snippets = snippets;
     this.showCode(this.code);
     const { class_name, num_images, sampler, steps, seed, guidance_scale } = settings;
-    const words = [`${num_images} ${num_images === 1 ? "image" : "images"}`, class_name === "any" ? null : class_name, page.description.samplers.find(({ value }) => value === sampler)?.title ?? sampler, `${steps} steps`, guidance_scale === 1 ? null : `guidance ${guidance_scale}`, `seed ${seed}`];
+    const words = [
+      `${num_images} ${num_images === 1 ? "image" : "images"}`,
+      class_name === "any" ? null : class_name,
+      page.description.samplers.find(({ value }) => value === sampler)?.title ?? sampler,
+      `${steps} steps`,
+      guidance_scale === 1 ? null : `guidance ${guidance_scale}`,
+      `seed ${seed}`,
+    ];
     this.chips.replaceChildren(...words.filter(Boolean).map((word) => make("span", {}, word)));
   }
 
@@ -71,8 +158,17 @@ class TakeAway {
   draw() {
     const { run, film, sheet } = this.stage;
     if (!run || !sheet) return drawNoise(this.canvas, 16);
-    drawTiles(this.canvas, sheet, run.tile, this.stage.view, run.seeds.map((_, i) => i));
-    this.canvas.setAttribute("aria-label", `${run.seeds.length} images, ${this.stage.stepText(Math.min(film.total, this.stage.drawn))}`);
+    drawTiles(
+      this.canvas,
+      sheet,
+      run.tile,
+      this.stage.view,
+      run.seeds.map((_, i) => i),
+    );
+    this.canvas.setAttribute(
+      "aria-label",
+      `${run.seeds.length} images, ${this.stage.stepText(Math.min(film.total, this.stage.drawn))}`,
+    );
     return null;
   }
 
@@ -82,7 +178,11 @@ class TakeAway {
     this.files.forEach((file) => (file.disabled = true));
     this.status.textContent = `Making the ${kind.toUpperCase()} …`;
     try {
-      const { name, type, data } = await ask("export_run", { settings, kind, ...(image !== "" && { image: Number(image) }) });
+      const { name, type, data } = await ask("export_run", {
+        settings,
+        kind,
+        ...(image !== "" && { image: Number(image) }),
+      });
       const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
       save(new Blob([bytes], { type }), name);
       this.status.textContent = `${name}: ${size(bytes.length)}`;

@@ -22,7 +22,12 @@ class Theory {
   }
 
   section(title, words, equations, ...figure) {
-    return make("section", {}, make("div", { class: "words" }, make("h2", {}, title), ...words.map((text) => make("p", {}, text)), equations), make("div", { class: "figure" }, figure));
+    return make(
+      "section",
+      {},
+      make("div", { class: "words" }, make("h2", {}, title), ...words.map((text) => make("p", {}, text)), equations),
+      make("div", { class: "figure" }, figure),
+    );
   }
 
   noising() {
@@ -30,51 +35,133 @@ class Theory {
     this.weights = [make("output", {}), make("output", {})];
     const letter = (name, index) => make("i", {}, name, index && make("sub", {}, index));
     const term = (image, ...caption) => make("figure", {}, image, make("figcaption", {}, caption));
-    this.slider = make("input", { type: "range", class: "range", min: 0, max: this.description.limits.max_steps - 1, "aria-label": "Timestep t", oninput: () => this.forward.setT(Number(this.slider.value)) });
+    this.slider = make("input", {
+      type: "range",
+      class: "range",
+      min: 0,
+      max: this.description.limits.max_steps - 1,
+      "aria-label": "Timestep t",
+      oninput: () => this.forward.setT(Number(this.slider.value)),
+    });
     this.tWords = make("p", { class: "line" });
-    return this.section("Forward: a picture disappears",
-      ["Every step keeps a little less of the picture and adds a little noise. A thousand small steps add up to one jump, so any x at any t can be had at once."],
+    return this.section(
+      "Forward: a picture disappears",
+      [
+        "Every step keeps a little less of the picture and adds a little noise. A thousand small steps add up to one jump, so any x at any t can be had at once.",
+      ],
       [EQUATIONS.step(), EQUATIONS.product(), EQUATIONS.jump()],
-      make("div", { class: "sum" }, this.weights[0], term(this.sum[0], letter("x", "0")), make("b", {}, "+"), this.weights[1], term(this.sum[1], "noise ", letter("ε")), make("b", {}, "="), term(this.sum[2], letter("x", "t"))),
-      this.slider, this.tWords,
-      this.link("Try it on a picture of yours", () => tell("tab", "forward")));
+      make(
+        "div",
+        { class: "sum" },
+        this.weights[0],
+        term(this.sum[0], letter("x", "0")),
+        make("b", {}, "+"),
+        this.weights[1],
+        term(this.sum[1], "noise ", letter("ε")),
+        make("b", {}, "="),
+        term(this.sum[2], letter("x", "t")),
+      ),
+      this.slider,
+      this.tWords,
+      this.link("Try it on a picture of yours", () => tell("tab", "forward")),
+    );
   }
 
   training() {
     const { losses } = this.description.card;
-    return this.section("Training: guess the noise",
-      ["Take a picture, noise it up to a random t, and ask the network which noise that was. How far it is off is the loss; the weight in front is mostly left out, which trains better pictures."],
+    return this.section(
+      "Training: guess the noise",
+      [
+        "Take a picture, noise it up to a random t, and ask the network which noise that was. How far it is off is the loss; the weight in front is mostly left out, which trains better pictures.",
+      ],
       [EQUATIONS.loss()],
-      losses.length > 1 ? lossChart(losses) : make("p", { class: "line" }, "This model brings no record of its training."));
+      losses.length > 1
+        ? lossChart(losses)
+        : make("p", { class: "line" }, "This model brings no record of its training."),
+    );
   }
 
   denoising() {
     this.pair = ["x_t", "x_0"].map(() => make("canvas", { role: "img", width: 1, height: 1 }));
     this.pairWords = make("p", { class: "line" });
-    this.stepSlider = make("input", { type: "range", class: "range", min: 0, max: 1, value: 0, "aria-label": "Step of the run", disabled: true, oninput: () => this.stage.transport.show(Number(this.stepSlider.value)) });
+    this.stepSlider = make("input", {
+      type: "range",
+      class: "range",
+      min: 0,
+      max: 1,
+      value: 0,
+      "aria-label": "Step of the run",
+      disabled: true,
+      oninput: () => this.stage.transport.show(Number(this.stepSlider.value)),
+    });
     const figure = (canvas, words) => make("figure", {}, canvas, make("figcaption", {}, words));
     this.runButton = this.link("Generate and watch", () => parts.form.submit());
-    return this.section("Backward: take the noise away again",
-      ["From pure noise, the network's guess points to where the picture may be. Go a small step there, add a little fresh noise, and look again. At every step the guess also says what the finished picture would be."],
+    return this.section(
+      "Backward: take the noise away again",
+      [
+        "From pure noise, the network's guess points to where the picture may be. Go a small step there, add a little fresh noise, and look again. At every step the guess also says what the finished picture would be.",
+      ],
       [EQUATIONS.back(), EQUATIONS.mean(), EQUATIONS.guess()],
-      make("div", { class: "pair" }, figure(this.pair[0], make("i", {}, "x", make("sub", {}, "t"))), make("b", {}, "→"), figure(this.pair[1], make("i", {}, "x̂", make("sub", {}, "0")))),
-      this.stepSlider, this.pairWords, this.runButton);
+      make(
+        "div",
+        { class: "pair" },
+        figure(this.pair[0], make("i", {}, "x", make("sub", {}, "t"))),
+        make("b", {}, "→"),
+        figure(this.pair[1], make("i", {}, "x̂", make("sub", {}, "0"))),
+      ),
+      this.stepSlider,
+      this.pairWords,
+      this.runButton,
+    );
   }
 
   steering() {
     const { classes, samplers } = this.description;
-    const guide = (scale) => this.link(scale === 1 ? "Guidance off" : `Guidance ${scale}`, () => {
-      tell("restore", { settings: { guidance_scale: scale }, run: true });
-      tell("tab", "generate");
-    });
+    const guide = (scale) =>
+      this.link(scale === 1 ? "Guidance off" : `Guidance ${scale}`, () => {
+        tell("restore", { settings: { guidance_scale: scale }, run: true });
+        tell("tab", "generate");
+      });
     const guidance = classes.length
-      ? [make("p", {}, "A class pulls harder when the guess with it is pushed away from the guess without:"), EQUATIONS.guidance(), make("div", { class: "links" }, [1, 3, 6].map(guide))]
+      ? [
+          make("p", {}, "A class pulls harder when the guess with it is pushed away from the guess without:"),
+          EQUATIONS.guidance(),
+          make("div", { class: "links" }, [1, 3, 6].map(guide)),
+        ]
       : [];
-    const list = make("dl", { class: "samplers" }, samplers.map(({ value, title, about }) => make("div", {}, make("dt", {}, make("button", { type: "button", onclick: () => this.trySampler(value) }, title)), make("dd", {}, about))));
-    return make("section", {}, make("div", { class: "words" },
-      make("h2", {}, "Samplers: fewer, larger steps"),
-      make("p", {}, "The seed's sampler walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network."),
-      guidance), make("div", { class: "figure" }, list, this.link("Compare them side by side", () => tell("tab", "compare"))));
+    const list = make(
+      "dl",
+      { class: "samplers" },
+      samplers.map(({ value, title, about }) =>
+        make(
+          "div",
+          {},
+          make("dt", {}, make("button", { type: "button", onclick: () => this.trySampler(value) }, title)),
+          make("dd", {}, about),
+        ),
+      ),
+    );
+    return make(
+      "section",
+      {},
+      make(
+        "div",
+        { class: "words" },
+        make("h2", {}, "Samplers: fewer, larger steps"),
+        make(
+          "p",
+          {},
+          "The seed's sampler walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network.",
+        ),
+        guidance,
+      ),
+      make(
+        "div",
+        { class: "figure" },
+        list,
+        this.link("Compare them side by side", () => tell("tab", "compare")),
+      ),
+    );
   }
 
   trySampler(sampler) {
@@ -84,10 +171,42 @@ class Theory {
 
   card() {
     const { card, model } = this.description;
-    const table = (caption, rows) => make("table", {}, make("caption", {}, caption), make("tbody", {}, rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(value))))));
-    const page_ = card.url ? make("p", {}, make("a", { href: card.url, target: "_blank", rel: "noopener" }, "The model's page on the Hub")) : null;
-    return make("section", { class: "model-card" }, make("h2", {}, `This model: ${model}`), page_,
-      make("div", { class: "tables" }, table("Network and process", card.settings), card.scores.length ? table("Scores", card.scores) : make("p", { class: "line" }, "This model brings no scores: ", make("code", {}, "python -m ddpm_hf evaluate"), " makes them.")));
+    const table = (caption, rows) =>
+      make(
+        "table",
+        {},
+        make("caption", {}, caption),
+        make(
+          "tbody",
+          {},
+          rows.map(([name, value]) =>
+            make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(value))),
+          ),
+        ),
+      );
+    const page_ = card.url
+      ? make("p", {}, make("a", { href: card.url, target: "_blank", rel: "noopener" }, "The model's page on the Hub"))
+      : null;
+    return make(
+      "section",
+      { class: "model-card" },
+      make("h2", {}, `This model: ${model}`),
+      page_,
+      make(
+        "div",
+        { class: "tables" },
+        table("Network and process", card.settings),
+        card.scores.length
+          ? table("Scores", card.scores)
+          : make(
+              "p",
+              { class: "line" },
+              "This model brings no scores: ",
+              make("code", {}, "python -m ddpm_hf evaluate"),
+              " makes them.",
+            ),
+      ),
+    );
   }
 
   link(words, onclick) {
@@ -152,9 +271,23 @@ function lossChart(losses) {
   const y = (log) => 8 + ((high - log) / Math.max(1e-9, high - low)) * (height - bottom - 8);
   const label = (log) => make("text", { x: left - 5, y: y(log) + 4, "text-anchor": "end" }, (10 ** log).toPrecision(2));
   const words = `The loss fell from ${losses[0][1].toPrecision(2)} to ${losses.at(-1)[1].toPrecision(2)} over ${most.toLocaleString("en")} images`;
-  return make("figure", { class: "loss" },
-    make("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart still", role: "img", "aria-label": words },
-      make("g", { class: "axes" }, [low, high].map((log) => [make("line", { x1: left, x2: width - 6, y1: y(log), y2: y(log) }), label(log)]), make("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, `${most.toLocaleString("en")} images`)),
-      make("polyline", { class: "curve", points: losses.map(([seen], i) => `${x(seen).toFixed(1)},${y(logs[i]).toFixed(1)}`).join(" ") })),
-    make("figcaption", {}, words));
+  return make(
+    "figure",
+    { class: "loss" },
+    make(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, class: "chart still", role: "img", "aria-label": words },
+      make(
+        "g",
+        { class: "axes" },
+        [low, high].map((log) => [make("line", { x1: left, x2: width - 6, y1: y(log), y2: y(log) }), label(log)]),
+        make("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, `${most.toLocaleString("en")} images`),
+      ),
+      make("polyline", {
+        class: "curve",
+        points: losses.map(([seen], i) => `${x(seen).toFixed(1)},${y(logs[i]).toFixed(1)}`).join(" "),
+      }),
+    ),
+    make("figcaption", {}, words),
+  );
 }

@@ -12,7 +12,10 @@ function arrange(canvas, count, [width, height]) {
   for (let columns = 1; columns <= count; columns++) {
     const rows = Math.ceil(count / columns);
     for (const gap of count > 1 ? GAPS.map((pixels) => Math.round(pixels * ratio)) : [0]) {
-      const fit = Math.min((room[0] - gap * (columns - 1)) / (columns * width), (room[1] - gap * (rows - 1)) / (rows * height));
+      const fit = Math.min(
+        (room[0] - gap * (columns - 1)) / (columns * width),
+        (room[1] - gap * (rows - 1)) / (rows * height),
+      );
       const scale = fit >= 1 ? Math.floor(fit) : fit;
       if (!best || scale > best.scale) best = { columns, rows, gap, scale };
     }
@@ -53,7 +56,14 @@ function drawTiles(canvas, sheet, tile, view, indices) {
   if (layout.room[0] < 2 || layout.room[1] < 2) return layout; // not on screen
   const context = clearFor(canvas, layout);
   indices.forEach((index, at) => {
-    context.drawImage(sheet, ...source(sheet, tile, view, index), ...tile, ...place(layout, at), layout.width, layout.height);
+    context.drawImage(
+      sheet,
+      ...source(sheet, tile, view, index),
+      ...tile,
+      ...place(layout, at),
+      layout.width,
+      layout.height,
+    );
   });
   return layout;
 }

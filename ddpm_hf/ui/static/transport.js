@@ -7,19 +7,54 @@ class Transport {
   // paint(index) draws a frame and tells whether it did; words(index) names it; changed() follows every change.
   constructor({ paint, words, changed }) {
     Object.assign(this, { paint, words, changed });
-    this.play = make("button", { type: "button", class: "round", "data-part": "play", disabled: true, onclick: () => this.toggle() }, icon("play"), icon("pause"));
-    this.scrubber = make("input", { type: "range", class: "scrubber", "data-part": "scrubber", min: 0, max: 1, step: 1, value: 0, "aria-label": "Step shown", disabled: true, oninput: () => this.show(Number(this.scrubber.value)) });
+    this.play = make(
+      "button",
+      { type: "button", class: "round", "data-part": "play", disabled: true, onclick: () => this.toggle() },
+      icon("play"),
+      icon("pause"),
+    );
+    this.scrubber = make("input", {
+      type: "range",
+      class: "scrubber",
+      "data-part": "scrubber",
+      min: 0,
+      max: 1,
+      step: 1,
+      value: 0,
+      "aria-label": "Step shown",
+      disabled: true,
+      oninput: () => this.show(Number(this.scrubber.value)),
+    });
     this.counter = make("output", { class: "counter", "data-part": "step" });
     const speeds = SPEEDS.map((speed) => make("option", { value: speed, selected: speed === 1 }, `${speed}×`));
     this.speed = make("select", { class: "speed", "aria-label": "Speed", title: "Speed" }, speeds);
-    this.loop = make("button", { type: "button", class: "round small", "data-part": "loop", "aria-pressed": "false", "aria-label": "Loop", title: "Loop", onclick: () => this.setLoop(!this.looping) }, icon("loop"));
+    this.loop = make(
+      "button",
+      {
+        type: "button",
+        class: "round small",
+        "data-part": "loop",
+        "aria-pressed": "false",
+        "aria-label": "Loop",
+        title: "Loop",
+        onclick: () => this.setLoop(!this.looping),
+      },
+      icon("loop"),
+    );
     this.element = make("div", { class: "transport" }, this.play, this.scrubber, this.counter, this.speed, this.loop);
     this.reset(1);
     this.ready = true; // for whoever made it has to be, too
   }
 
   reset(total) {
-    Object.assign(this, { total, newest: -1, shown: -1, following: true, playing: false, resets: (this.resets ?? 0) + 1 });
+    Object.assign(this, {
+      total,
+      newest: -1,
+      shown: -1,
+      following: true,
+      playing: false,
+      resets: (this.resets ?? 0) + 1,
+    });
     this.scrubber.max = total;
     this.describe();
   }

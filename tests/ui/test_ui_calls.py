@@ -1,0 +1,98 @@
+"""What the page's script asks in between the runs: answers, and mistakes that are answers, too."""
+
+import asyncio
+import base64
+import io
+import json
+
+import pytest
+from app_server import NAMES
+from PIL import Image
+
+from ddpm_hf.ui.calls import page_functions
+from ddpm_hf.ui.description import describe
+
+
+def call(engine, name: str, values):
+    functions = {function.__name__: function for function in page_functions(engine)}
+    return asyncio.run(functions[name](values))
+
+
+def png() -> str:
+    buffer = io.BytesIO()
+    Image.new("L", (20, 20), 200).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("noise", None, "reload the page"),
+        ("noise", [1], "reload the page"),
+        ("noise", {"t": 3}, "example"),
+        ("noise", {"image": png()}, "t must be a whole number"),
+        ("noise", {"image": png(), "t": float("nan")}, "t must be a whole number"),
+        ("noise", {"image": png(), "t": 3, "model": "../../etc"}, "no such model"),
+        ("noise", {"image": "data:text/html;base64,PGI+", "t": 3}, "picture"),
+        ("describe_model", {"model": ["shapes"]}, "no such model"),
+        ("take_away", {"settings": {}, "url": "javascript:alert(1)"}, "address"),
+        ("take_away", {"settings": 3, "url": "http://localhost"}, "reload the page"),
+        ("take_away", {"settings": {"steps": "many"}, "url": "http://localhost"}, "steps must be"),
+        ("export_run", {"settings": {"steps": 2, "num_images": 1}, "kind": "exe"}, "png, gif, webp, mp4"),
+        ("export_run", {"settings": {"steps": None}, "kind": "png"}, "steps must be"),
+        ("export_run", {"settings": {"steps": 2, "num_images": 1}, "kind": "png", "image": 1}, "image must be"),
+        ("restore", {"file": png()}, "holds no settings"),
+        ("restore", {"file": 7}, "no picture"),
+        ("restore", {"query": "?steps=-1"}, "steps must be"),
+        ("restore", {"query": 5}, "link"),
+    ],
+)
+def test_mistakes_are_answers_of_one_line(engine, name, values, words):
+    answer = call(engine, name, values)
+    assert set(answer) == {"error"} and "\n" not in answer["error"]
+    assert words in answer["error"].lower()
+
+
+def test_a_run_travels_as_link_code_and_file(engine):
+    settings = {"num_images": 2, "class_name": "square", "steps": 3, "seed": 5, "sampler": "ddim"}
+    answer = call(engine, "take_away", {"settings": settings, "url": "http://localhost:1/x"})
+    assert set(answer["snippets"]) == {"diffusers", "gradio_client", "curl"}
+    query = answer["link"].removeprefix("http://localhost:1/x")
+    assert call(engine, "restore", {"query": query})["settings"] == answer["settings"]
+    assert settings.items() <= answer["settings"].items()
+
+    file = call(engine, "export_run", {"settings": settings, "kind": "png", "image": 1})
+    assert file["type"] == "image/png" and file["name"].endswith("-6.png")
+    restored = call(engine, "restore", {"file": f"data:image/png;base64,{file['data']}"})["settings"]
+    assert restored["seed"] == 6 and restored["num_images"] == 1 and restored["class_name"] == "square"
+
+
+def test_a_noised_picture(engine):
+    answer = call(engine, "noise", {"image": png(), "t": 500, "seed": 1})
+    assert answer["t"] == 500 and 0 < answer["alpha_bar"] < 1 and len(answer["strip"]) == 4
+
+
+def test_the_description_follows_the_model(engine, plain_engine):
+    shapes, colors = describe(engine), describe(plain_engine)
+    assert [one["name"] for one in shapes["classes"]] == NAMES and colors["classes"] == []
+    assert dict(shapes["card"]["settings"])["Images"] == "14 x 14, gray"
+    assert dict(colors["card"]["settings"])["Images"] == "16 x 16, RGB"
+    assert len(shapes["schedule"]["alpha_bar"]) == shapes["limits"]["max_steps"] == 1000
+    json.dumps(shapes, allow_nan=False)
+
+
+def test_scores_and_losses_come_from_the_models_folder(engine, tmp_path):
+    engine.models.first.source = str(tmp_path)
+    assert describe(engine)["card"]["scores"] == describe(engine)["card"]["losses"] == []
+    scores = {"fid": 8.123, "kid": 0.5, "recall": None}
+    report = {"scores": scores, "floor": {"fid": 1.5}, "protocol": {"num_images": 10_000}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    rows = [{"images_seen": 10, "loss": 0.5}, {"images_seen": 15}, {"images_seen": 20, "loss": 0.25}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    card = describe(engine)["card"]
+    assert card["scores"] == [["FID", "8.12 (real images: 1.5)"], ["KID", "0.5"], ["Judged on", "10,000 images"]]
+    assert card["losses"] == [[10, 0.5], [20, 0.25]]
+    for damage in ("{", "[]", '{"scores": 3}', '{"scores": {"fid": "x"}}'):
+        (tmp_path / "evaluation.json").write_text(damage)
+        (tmp_path / "metrics.jsonl").write_text(damage)
+        assert describe(engine)["card"]["scores"] == describe(engine)["card"]["losses"] == []
