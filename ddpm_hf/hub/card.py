@@ -73,8 +73,10 @@ def licence_in(text: str | None) -> str | None:
     """The licence in the metadata of a README.md."""
     from huggingface_hub import ModelCard
 
+    if not (text or "").lstrip().startswith("---"):
+        return None
     try:
-        licence = ModelCard(text or "", ignore_metadata_errors=True).data.get("license")
+        licence = ModelCard(text, ignore_metadata_errors=True).data.get("license")
     except ValueError:
         return None
     return licence if isinstance(licence, str) else None

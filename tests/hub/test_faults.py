@@ -2,15 +2,22 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from faults import ANY, ARRIVES, CASES, NAMES, OF, table
+from helpers import tiny_pipeline
 from huggingface_hub.utils import _http
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub import export_pipeline
 from ddpm_hf.hub.retries import USUAL, Limits
 from ddpm_hf.hub.upload import Upload, answer_to, send
 
@@ -108,6 +115,31 @@ def test_a_push_meets_a_fault(hub, upload, case, request_, monkeypatch):
     assert_whole(hub, upload)
     assert answer["commit"] == hub.repos["model", "alice/m"].branches["main"]
     assert answer_to(upload)["changed"] is False
+    assert commits(hub) == 1
+
+
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_an_interrupted_push_publishes_nothing_and_leaves_no_process(hub, tmp_path, root):
+    """Ctrl-C while the Hub is silent: one line, status 130; the same command finishes it."""
+    folder = export_pipeline(tmp_path / "model", tiny_pipeline())
+    fault = hub.fault("POST", "/commit/main", delay=20.0)
+    command = [sys.executable, "-m", "ddpm_hf", "push", str(folder), "--repo-id", "alice/m"]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not fault.hits:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert errors.splitlines()[-1] == "interrupted; the same command does it again."
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert commits(hub) == 0
+    assert subprocess.run(command, cwd=root, capture_output=True, timeout=120).returncode == 0
     assert commits(hub) == 1
 
 
