@@ -57,5 +57,6 @@ def _show(upload):
         print(f"{size:>12,}  {name}")
     for name in ("README.md", "requirements.txt"):
         print(f"\n{name}:\n\n{Path(upload.files[name]).read_text(encoding='utf-8').rstrip()}")
-    print("\nvariables: " + ", ".join(f"{key}={value}" for key, value in upload.variables.items() if value))
+    variables = [f"{key}={value}" for key, value in upload.variables.items() if value is not None]
+    print(f"\nvariables: {', '.join(variables) or 'none'}")
     print(f"secrets: {', '.join(upload.secrets) or 'none'}\nnothing was uploaded.")

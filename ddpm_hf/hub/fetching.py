@@ -11,7 +11,8 @@ from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.retries import LOG_IN, Limits, again, explained, is_passing
 
 LIMITS = Limits(silence=20.0)
-SETTINGS_AND_CODE = ["model_index.json", "unet/config.json", "scheduler/*.json", "*.py", "*/*.py"]
+TOLD = ["evaluation.json", "metrics.jsonl"]  # what the app tells of a model
+FETCHED = ["model_index.json", "unet/config.json", "scheduler/*.json", "*.py", "*/*.py", *TOLD]
 
 
 def weight_files(variant: str | None = None) -> list[str]:
@@ -49,7 +50,7 @@ def fetch(
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    options = {"revision": revision, "allow_patterns": SETTINGS_AND_CODE + weight_files(variant)}
+    options = {"revision": revision, "allow_patterns": FETCHED + weight_files(variant)}
 
     def download():
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.fetching import LIMITS, TOLD, refusal, weight_files
 from ddpm_hf.hub.publishing import refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, Limits, again
 from ddpm_hf.hub.upload import Upload, send
@@ -23,16 +24,18 @@ OF_PACKAGE = (".py", ".jinja", ".css", ".html", ".js")
 NOT_OF_SPACE = {"accelerate", "datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity", "torchvision"}
 ZERO_GPU = {"hardware": "zero-a10g", "python": "3.12", "torch": "torch>=2.8,<2.12"}  # what ZeroGPU has
 FREE = "cpu-basic"
-SETTINGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
-IN_SPACE = "model"  # folder of a model that is not on the Hub
-STALE = ["ddpm_hf/*", f"{IN_SPACE}/*"]
+# of a model that is not on the Hub: what is loaded, besides the weights, and what the page tells of it
+OF_MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", *TOLD)
+IN_SPACE = "model"  # its folder
+EXAMPLES = "data/fashion_mnist_tiny.parquet"  # pictures of the embedded model's classes
+STALE = ["ddpm_hf/*", f"{IN_SPACE}/*", "pretrained/*", EXAMPLES]
 
 
 @dataclass(frozen=True)
 class Shown:
     """The model of a Space. model_id: what MODEL_ID is to be. files: of a model that goes into the Space itself."""
 
-    model_id: str
+    model_id: str | None
     title: str
     on_hub: bool = False
     private: bool = False
@@ -107,8 +110,8 @@ def prepared_space(
     hardware = ZERO_GPU["hardware"] if zero_gpu else hardware
     zero_gpu = hardware == ZERO_GPU["hardware"]
     values = _secrets(secrets)
-    shown = shown_model(model, revision, token)
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-space-") as temporary:
+        shown = _shown(model, revision, token, Path(temporary))
         written = {
             "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, revision=revision),
             "requirements.txt": space_requirements(zero_gpu),
@@ -137,7 +140,7 @@ def prepared_space(
 # ---- the model
 
 
-def shown_model(model: str | Path | None, revision: str | None = None, token: str | None = None) -> Shown:
+def _shown(model: str | Path | None, revision: str | None, token: str | None, scratch: Path) -> Shown:
     """What a Space is to show, looked at before anything is uploaded.
 
     Raises:
@@ -149,22 +152,26 @@ def shown_model(model: str | Path | None, revision: str | None = None, token: st
         return _on_hub(str(model), revision, token)
     if revision is not None:
         raise UserError(f"--revision is for a model of the Hub; {model} is none.")
-    folder = EMBEDDED_MODEL if model is None else Path(model)
-    return _in_folder(folder, folder.resolve().name)
+    if model is not None:
+        files = _model_files(Path(model), scratch)
+        title = Path(model).resolve().name
+        return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": path for name, path in files.items()})
+    where = EMBEDDED_MODEL.relative_to(CHECKOUT).as_posix()
+    files = {f"{where}/{name}": path for name, path in _model_files(EMBEDDED_MODEL, scratch).items()}
+    return Shown(None, EMBEDDED_MODEL.name, files={**files, EXAMPLES: CHECKOUT / EXAMPLES})
 
 
-def _in_folder(folder: Path, title: str) -> Shown:
+def _model_files(folder: Path, scratch: Path) -> dict[str, Path]:
     from ddpm_hf.hub.contents import contents_of
-    from ddpm_hf.hub.fetching import weight_files
     from ddpm_hf.hub.loading import check_classes
+    from ddpm_hf.hub.publishing import upload_of
 
     contents = contents_of(folder)
     check_classes(contents.index, folder)
-    weights = _matching(contents.files, weight_files())
-    if not weights:
+    if not _matching(contents.files, weight_files()):
         raise UserError(f"model {folder} has no safetensors weights; a Space loads no others.")
-    names = [*_matching(contents.files, SETTINGS), *weights]
-    return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": contents.files[name] for name in names})
+    files = upload_of(contents, "a/model", scratch).files  # as a push would send them
+    return {name: Path(files[name]) for name in _matching(files, [*OF_MODEL, *weight_files()])}
 
 
 def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
@@ -172,7 +179,6 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     from ddpm_hf.hub.contents import read_object
-    from ddpm_hf.hub.fetching import LIMITS, refusal, weight_files
     from ddpm_hf.hub.loading import check_classes
 
     api = HfApi(token=token)

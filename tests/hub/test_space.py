@@ -12,13 +12,14 @@ import httpx
 import pytest
 import yaml
 from helpers import tiny_pipeline
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from packaging.requirements import Requirement
 from started_space import StartedSpace, generated, variables_of
 
 from ddpm_hf.__main__ import main
+from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub import deploy_space, export_pipeline
+from ddpm_hf.hub import deploy_space, export_pipeline, load_pipeline
 from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, space_requirements
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
@@ -229,10 +230,10 @@ def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_pyt
 
 @pytest.mark.slow
 @ONE_STORAGE
-def test_a_space_with_a_model_of_its_own(hub, exported, tmp_path, space_python):
-    """A model that is not on the Hub goes into the Space."""
-    deploy_space("alice/shapes-space", exported)
-    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "model"}
+def test_a_space_of_the_embedded_model(hub, tmp_path, space_python):
+    """It goes into the Space, with the pictures that the page shows of its classes."""
+    deploy_space("alice/shapes-space")
+    assert variables_of(hub.repos[SPACE]) == {}
     hub.log.clear()
     space = StartedSpace(hub.repos[SPACE], space_python, tmp_path / "space")
     try:
@@ -240,6 +241,31 @@ def test_a_space_with_a_model_of_its_own(hub, exported, tmp_path, space_python):
     finally:
         space.stop()
     assert not [entry for entry in hub.log if entry["p"].startswith("/api/models")]
+    assert "Traceback" not in "".join(space.lines)
+
+
+@ONE_STORAGE
+def test_a_model_that_is_not_on_the_hub_goes_into_the_space(hub, exported, tmp_path):
+    """As the newest whole checkpoint of a run, too; without optimizer state, code or this machine's folders."""
+    run = tmp_path / "run"
+    write_checkpoint(run / "checkpoints" / "step-3", lambda folder: shutil.copytree(exported, folder / "pipeline"))
+    (run / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
+    (run / "evaluation.json").write_text(json.dumps({"scores": {"fid": 1.0}, "protocol": {"dataset": "/home/me/data"}}))
+    (run / "checkpoints" / "optimizer.bin").write_text("state")
+    deploy_space("alice/shapes-space", run)
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "model"}
+    folder = Path(snapshot_download(SPACE[1], repo_type="space", local_dir=tmp_path / "space")) / "model"
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        *("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+        *("scheduler/scheduler_config.json", "metrics.jsonl", "evaluation.json"),
+    }
+    assert "/home/me" not in (folder / "evaluation.json").read_text()
+    assert load_pipeline(folder).num_classes == 2
+    deploy_space("alice/shapes-space")  # the embedded model instead
+    assert variables_of(hub.repos[SPACE]) == {}
+    names = files_of(hub)
+    assert "pretrained/fashion_mnist_small/model_index.json" in names
+    assert not [name for name in names if name.startswith("model/")]
 
 
 def test_the_space_environment_is_clean(space_python, tmp_path):
