@@ -21,7 +21,7 @@ from ddpm_hf.hub.upload import Upload, send
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 OF_PACKAGE = (".py", ".jinja", ".css", ".html", ".js")
 # What only training, data sets, evaluation and model cards need; what is not named here, a Space installs.
-NOT_OF_SPACE = {"accelerate", "datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity", "torchvision"}
+NOT_OF_SPACE = {"datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity", "torchvision"}
 ZERO_GPU = {"hardware": "zero-a10g", "python": "3.12", "torch": "torch>=2.8,<2.12"}  # what ZeroGPU has
 FREE = "cpu-basic"
 # of a model that is not on the Hub: what is loaded, besides the weights, and what the page tells of it

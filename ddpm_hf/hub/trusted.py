@@ -39,18 +39,18 @@ def load_allowed(
         folder, code = unknown.folder, unknown.code
     commit = folder.name if is_hub_id(model) else None
     if not trust_remote_code or (commit and revision != commit):
-        raise UserError(_how_to_allow(model, code, commit)) from None
+        raise UserError(_how_to_allow(model, folder / code, commit)) from None
     return _run(folder, model, variant, dtype).to(torch.device(device))
 
 
-def _how_to_allow(model, code: str, commit: str | None) -> str:
+def _how_to_allow(model, code: Path, commit: str | None) -> str:
     from huggingface_hub import constants
 
     where = code if commit is None else f"{constants.ENDPOINT}/{model}/tree/{commit}"
     pinned = "" if commit is None else f" --revision {commit}"
     return (
-        f"model {model} brings code of its own, {code}, which could do anything on this machine: read it ({where}), "
-        f"and if you trust it, add --trust-remote-code{pinned}."
+        f"model {model} brings code of its own, {code.name}, which could do anything on this machine: read it "
+        f"({where}), and if you trust it, add --trust-remote-code{pinned}."
     )
 
 
@@ -61,7 +61,9 @@ def _run(folder: Path, model, variant: str | None, dtype: torch.dtype) -> MyDDPM
         loaded = DiffusionPipeline.from_pretrained(
             folder, trust_remote_code=True, use_safetensors=True, variant=variant
         )
-        unet, scheduler = loaded.unet.to(dtype).eval(), loaded.scheduler
+        unet, scheduler = loaded.unet.eval(), loaded.scheduler
+        if unet.dtype != dtype:
+            unet.to(dtype)
         options = pipeline_options(read_object(folder / "model_index.json", model), unet, scheduler)
         pipeline = MyDDPMPipeline(unet, scheduler, **options)
         channels, size = unet.config.in_channels, unet.config.sample_size

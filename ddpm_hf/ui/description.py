@@ -98,7 +98,7 @@ def _file(model: Model, folder: Path | None, name: str) -> str:
 def _settings(model: Model) -> list[list[str]]:
     network, process = model.pipeline.unet.config, model.pipeline.scheduler.config
     width, height = model.image_size
-    blocks = " · ".join(map(str, network.block_out_channels))
+    blocks = " · ".join(map(str, network.get("block_out_channels", ())))  # a foreign network may have none
     rows = [
         ("Images", f"{width} x {height}, {'gray' if model.mode == 'L' else 'RGB'}"),
         ("Classes", str(len(model.limits.classes)) if model.limits.classes else "none"),
@@ -109,7 +109,7 @@ def _settings(model: Model) -> list[list[str]]:
         ("Schedule", f"{process.beta_schedule}, β from {process.beta_start:g} to {process.beta_end:g}"),
         ("Prediction", str(process.get("prediction_type", "epsilon"))),
     ]
-    return [list(row) for row in rows]
+    return [list(row) for row in rows if row[1]]
 
 
 def _scores(text: str) -> list[list[str]]:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clean_room import bare_environment
+from clean_room import bare_environment, make_environment
 from diffusers import DiffusionPipeline
-from helpers import tiny_pipeline
+from helpers import ROOT, tiny_pipeline
 from huggingface_hub import HfApi, snapshot_download
 from keep_version import VERSIONS, draw
 from safetensors.numpy import load_file
 
+import app
 from ddpm_hf.__main__ import main
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_allowed, load_pipeline, push
@@ -144,6 +145,29 @@ def test_every_way_without_ddpm_hf(hub, exported, pipeline, tmp_path, diffusers_
     hub.log.clear()
     drawn = load_without_us(diffusers_python, home, [("alice/shapes", {"revision": first}), (snapshot, {})], **offline)
     assert drawn[1] == expected and not re.fullmatch(r"[0-9a-f]{64}", drawn[0]) and hub.log == []
+
+
+IN_HALF = """
+import sys, torch
+from ddpm_hf import load_pipeline
+from diffusers import DiffusionPipeline
+for pipeline in (
+    load_pipeline(sys.argv[1], dtype=torch.bfloat16),
+    DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.bfloat16),
+):
+    print({parameter.dtype for parameter in pipeline.unet.parameters()})
+    pipeline(1, num_inference_steps=2)
+"""
+
+
+def test_half_precision_without_accelerate(exported, tmp_path):
+    """diffusers has another way of loading then."""
+    python = make_environment(tmp_path / "env", "diffusers", "torch", "safetensors", "tenacity", "pyyaml")
+    environment = bare_environment(tmp_path, PYTHONPATH=str(ROOT))
+    command = [python, "-c", IN_HALF, exported]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.split("\n")[:2] == ["{torch.bfloat16}"] * 2 and "accelerate" in result.stderr
 
 
 # ---- exported again
@@ -418,10 +442,12 @@ def test_foreign_code_runs_only_where_its_commit_was_named(hub, tmp_path, capsys
     for arguments in ([], ["--trust-remote-code"], ["--trust-remote-code", "--revision", "main"]):
         assert sample(*arguments) == 2
         error = capsys.readouterr().err
-        assert "brings code of its own, unet/foreign_unet.py, which could do anything" in error
+        assert "brings code of its own, foreign_unet.py, which could do anything" in error
         assert f"read it ({hub.endpoint}/carol/foreign/tree/{commit})" in error
         assert error.rstrip().endswith(f"add --trust-remote-code --revision {commit}.")
         assert error.count("\n") == 1
+        assert app.main(["--model", "carol/foreign", *arguments]) == 2
+        assert capsys.readouterr().err == error
     assert not marker.exists() and not output.exists()
 
     # its author changes the code between the reading and the running
@@ -434,7 +460,7 @@ def test_foreign_code_runs_only_where_its_commit_was_named(hub, tmp_path, capsys
 def test_foreign_code_of_a_folder(tmp_path):
     marker = tmp_path / "ran"
     folder = foreign_model(tmp_path / "foreign", marker)
-    with pytest.raises(UserError, match=r"brings code of its own, unet/foreign_unet.py.* add --trust-remote-code\.$"):
+    with pytest.raises(UserError, match=r"brings code of its own, foreign_unet.py.* add --trust-remote-code\.$"):
         load_allowed(folder)
     assert not marker.exists()
     pipeline = load_allowed(folder, trust_remote_code=True)

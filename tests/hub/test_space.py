@@ -128,7 +128,7 @@ def test_zero_gpu(hub, exported):
     supported = [minor for minor in range(30) if wanted["torch"].contains(f"2.{minor}.0")]
     assert supported == [8, 9, 10, 11]
     assert set(wanted) - {"spaces"} == {Requirement(line).name for line in space_requirements().splitlines()}
-    assert not ({"datasets", "accelerate", "torch-fidelity"} & set(wanted))
+    assert not ({"datasets", "torch-fidelity"} & set(wanted))
     with pytest.raises(UserError, match="--zero-gpu is hardware of its own; t4-small would be another"):
         deploy_space("alice/shapes-space", "alice/shapes", zero_gpu=True, hardware="t4-small")
     assert ZERO_GPU["hardware"] == "zero-a10g"
