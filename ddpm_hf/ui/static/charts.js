@@ -60,7 +60,6 @@ class ScheduleChart {
         make(
           "text",
           {
-            class: "tick",
             x: this.x(share * last),
             y: floor + 15,
             "text-anchor": share === 1 ? "end" : share ? "middle" : "start",

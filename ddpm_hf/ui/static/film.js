@@ -18,10 +18,6 @@ class Film {
     return this.frames.filter(Boolean).length;
   }
 
-  get whole() {
-    return this.count === this.total + 1;
-  }
-
   // the frame at an index or, where it was lost on the way, the one before
   nearest(index) {
     while (index > 0 && !this.frames[index]) index--;

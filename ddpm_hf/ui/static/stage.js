@@ -4,8 +4,9 @@ const QUIET_SECONDS = 10; // without news, after which the time left would be a 
 const EMPTY_TILES = 16;
 
 class Stage {
-  // empty: what to say before the first run, [title, line]. more(run, index): "make more like this", where it makes sense.
-  constructor(element, { empty, label, more = null, picked = () => {}, painted = () => {} }) {
+  // empty: what to say before the first run, [title, line]. more(run, index): "make more
+  // like this"; picked(stage): its state changed; painted(sheet, index): a frame was drawn.
+  constructor(element, { empty, label, more, picked, painted }) {
     Object.assign(this, {
       view: "x_t",
       run: null,
@@ -37,7 +38,7 @@ class Stage {
 
   top() {
     this.views = viewButtons((view) => this.setView(view));
-    this.progress = make("p", { class: "stage-progress", "data-part": "progress" });
+    this.progress = make("p", { class: "stage-progress" });
     return make(
       "div",
       { class: "stage-top" },
@@ -47,12 +48,12 @@ class Stage {
   }
 
   screen([title, line]) {
-    this.canvas = make("canvas", { role: "img", "aria-label": "No pictures yet", "data-part": "canvas" });
+    this.canvas = make("canvas", { role: "img", "aria-label": "No pictures yet" });
     this.cells = make("div", { class: "cells", role: "group", "aria-label": "Images" });
     this.cells.addEventListener("keydown", (event) => this.moveAmongCells(event));
     this.empty = make("div", { class: "stage-empty" }, make("strong", {}, title), make("span", {}, line));
     this.lens = new Lens({
-      more: (index) => this.more?.(this.run, index),
+      more: (index) => this.more(this.run, index),
       step: (index) => this.transport.show(index),
       closed: (index) => {
         this.cells.inert = false;
@@ -64,13 +65,12 @@ class Stage {
       this.cells.inert = true; // behind the lens
       this.redraw();
     };
-    if (!this.more) this.lens.element.querySelector(".pill").remove();
     return make("div", { class: "stage-screen" }, this.canvas, this.cells, this.empty, this.lens.element);
   }
 
   foot() {
-    this.status = make("p", { class: "stage-status", "data-part": "status" });
-    this.live = make("p", { class: "unseen", role: "status", "data-part": "live" });
+    this.status = make("p", { class: "stage-status" });
+    this.live = make("p", { class: "unseen", role: "status" });
     this.actions = make("div", { class: "stage-actions" });
     return make("div", { class: "stage-foot" }, this.status, this.actions, this.live);
   }

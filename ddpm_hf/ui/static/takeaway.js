@@ -69,7 +69,7 @@ class TakeAway {
             "section",
             { class: "card" },
             make("h2", {}, "A file"),
-            make("div", { class: "files-top" }, this.which),
+            make("div", {}, this.which),
             make("div", { class: "files" }, this.files),
             this.status,
           ),

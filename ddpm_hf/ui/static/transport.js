@@ -9,14 +9,13 @@ class Transport {
     Object.assign(this, { paint, words, changed });
     this.play = make(
       "button",
-      { type: "button", class: "round", "data-part": "play", disabled: true, onclick: () => this.toggle() },
+      { type: "button", class: "round", disabled: true, onclick: () => this.toggle() },
       icon("play"),
       icon("pause"),
     );
     this.scrubber = make("input", {
       type: "range",
       class: "scrubber",
-      "data-part": "scrubber",
       min: 0,
       max: 1,
       step: 1,
@@ -25,7 +24,7 @@ class Transport {
       disabled: true,
       oninput: () => this.show(Number(this.scrubber.value)),
     });
-    this.counter = make("output", { class: "counter", "data-part": "step" });
+    this.counter = make("output", { class: "counter" });
     const speeds = SPEEDS.map((speed) => make("option", { value: speed, selected: speed === 1 }, `${speed}×`));
     this.speed = make("select", { class: "speed", "aria-label": "Speed", title: "Speed" }, speeds);
     this.loop = make(
@@ -33,7 +32,6 @@ class Transport {
       {
         type: "button",
         class: "round small",
-        "data-part": "loop",
         "aria-pressed": "false",
         "aria-label": "Loop",
         title: "Loop",
