@@ -36,10 +36,8 @@ MOST_GRIDS = 10
 # What a push replaces: component files and weights of an older version.
 STALE = (
     f"*ddpm_hf_*_{'[0-9a-f]' * 12}.py",
-    *(
-        f"unet/diffusion_pytorch_model{end}"
-        for end in (".safetensors", ".safetensors.index.json", "-*-of-*.safetensors")
-    ),
+    "unet/diffusion_pytorch_model*.safetensors",  # variants too
+    "unet/diffusion_pytorch_model.safetensors.index*.json",
     "samples/step-*.png",
 )
 

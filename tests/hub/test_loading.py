@@ -191,6 +191,16 @@ def test_what_diffusers_itself_pushed_loads(hub, pipeline):
     assert digest(load_pipeline("alice/theirs")) == digest(pipeline)
 
 
+@ONE_STORAGE
+def test_a_push_leaves_no_weights_of_another_model_as_a_variant(hub, exported, pipeline, tmp_path):
+    push(exported, "alice/shapes")
+    assert load_pipeline("alice/shapes", variant="fp16").num_classes == 2
+    push(export_pipeline(tmp_path / "sharded", pipeline, max_shard_size="30KB", fp16_variant=True), "alice/shapes")
+    push(export_pipeline(tmp_path / "plain", pipeline), "alice/shapes")
+    names = hub.repos["model", "alice/shapes"].resolve("main").files
+    assert [name for name in names if name.startswith("unet/diffusion")] == [WEIGHTS]
+
+
 # ---- older versions
 
 
