@@ -108,9 +108,9 @@ async def _measured(engine: Engine, values: dict, session: str) -> AsyncIterator
         lanes = model.limits.check_comparison(**values)
     compared = Compared(engine, model, lanes, session)
     async with aclosing(watch(engine, compared.job)) as reports:
-        async for ended, news in reports:
+        async for _, news in reports:
             compared.push(news)
-            compared.state = "measuring" if ended and compared.job.state == "done" else compared.job.state
+            compared.state = "measuring" if compared.job.state == "done" else compared.job.state
             yield compared
     raise_if_failed(compared.job)
     async with aclosing(watch(engine, compared.reference)) as reports:

@@ -19,6 +19,8 @@ from ddpm_hf.ui.tasks import Frame, labels_of
 def settings_values(model: Model, settings: Settings) -> dict:
     """The request that ``settings`` came from, with all defaults: what the page, a link and the API take."""
     name = ANY_CLASS if settings.label is None else model.limits.classes[settings.label]
+    if settings.label is not None and model.limits.check(class_name=name).label != settings.label:
+        name = str(settings.label)  # two classes have the same name
     rest = (settings.guidance_scale, settings.sampler, settings.steps, settings.seed)
     return settings_note(model.name, settings.num_images, name, *rest)
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_PER_SESSION = 3
 MAX_WAIT_SECONDS = 900.0
+BACKGROUND_PATIENCE = 4  # times max_seconds, which a job in the background may compute
 
 FAILED = "the model failed on this request; the details are in the server's log."
 _END = object()
@@ -107,6 +108,8 @@ class Job:
         self._frames.append(frame)
 
     def finish(self, error: str | None = None):
+        if self.ended.is_set():
+            return
         complete = all(lane in self.last and self.last[lane].index == n for lane, n in enumerate(self.totals))
         self.error = error
         self.state = "failed" if error else "done" if complete else "stopped"
@@ -266,22 +269,24 @@ class Worker:
         model = self._models.get(tasks[0].model)
         for job in batch:
             job.begin()
-        kept = {task: [] for task in tasks}
+        kept = {task: Kept(self._cache.largest) for task in tasks}
+        limit = self.max_seconds * (BACKGROUND_PATIENCE if batch[0].background else 1)
         computed, stream = 0.0, self._compute(model, tasks)
         try:
             while any(job.wanted for job in batch):
                 self._give_way(batch)
-                if computed > self.max_seconds:
-                    raise UserError(f"this took more than {self.max_seconds:.0f} s: take fewer images or steps.")
+                if computed > limit:
+                    raise UserError(f"this took more than {limit:.0f} s: take fewer images or steps.")
                 began = time.monotonic()
                 with self.lock, torch.inference_mode():
                     item = batch[0].context.run(next, stream, _END)
                 computed += time.monotonic() - began
                 if item is _END:
-                    self._keep(kept)
+                    for task, frames in kept.items():
+                        frames.put(self._cache, task)
                     return None
                 for task, frame in zip(tasks, item or ()):
-                    kept[task].append(frame)
+                    kept[task].add(frame)
                     for job in batch:
                         if job.task == task:
                             job.add(frame)
@@ -298,6 +303,28 @@ class Worker:
                 return
             self._serve(others)
 
-    def _keep(self, kept: dict[Task, list[Frame]]):
-        for task, frames in kept.items():
-            self._cache.put(task, tuple(frames), sum(frame.num_bytes for frame in frames))
+
+class Kept:
+    """Frames of a task for the cache: all of them or, where they take more than ``most`` bytes, what downloads need."""
+
+    def __init__(self, most: int):
+        self._most, self._bytes = most, 0
+        self._frames: list[Frame] = []
+
+    def add(self, frame: Frame):
+        self._frames.append(frame)
+        self._bytes += frame.num_bytes
+        if self._bytes > self._most:
+            self._frames = [old._replace(src="") for old in self._frames if old.pixels is not None]
+
+    def put(self, cache: Cache, task: Task):
+        if self._bytes <= self._most:
+            cache.put(task, tuple(self._frames), self._bytes)
+        else:
+            film = [frame._replace(src="") for frame in self._frames if frame.pixels is not None]
+            cache.put(film_of(task), tuple(film), sum(frame.num_bytes for frame in film))
+
+
+def film_of(task: Task):
+    """The cache's key of the frames with pixels alone."""
+    return ("film", task)

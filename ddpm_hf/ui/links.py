@@ -23,7 +23,7 @@ def query_of(settings: dict) -> str:
 
 
 def _short(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0")
 
 
 def settings_of_query(engine: Engine, query: str) -> dict:

@@ -18,7 +18,7 @@ from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.ui.cache import MAX_BYTES, Cache
 from ddpm_hf.ui.files import as_base64, described_images, png_file, settings_values
-from ddpm_hf.ui.jobs import Job, Task, Worker
+from ddpm_hf.ui.jobs import MAX_WAIT_SECONDS, Job, Task, Worker, film_of
 from ddpm_hf.ui.limits import Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
 from ddpm_hf.ui.tasks import Frame, Generation
@@ -130,6 +130,8 @@ async def watch(engine: Engine, job: Job) -> AsyncIterator[tuple[bool, list[Fram
         while True:
             ended = job.ended.is_set()  # asked before the frames are taken, so that none is left behind
             news += job.take_frames()
+            if job.state == "waiting" and job.waited > MAX_WAIT_SECONDS:
+                raise visible_error(f"the model was busy for {MAX_WAIT_SECONDS / 60:.0f} minutes: try again later.")
             waited = time.monotonic() - flushed
             patience = WAITING_HEARTBEAT_SECONDS if job.state == "waiting" else HEARTBEAT_SECONDS
             while ended and len(news) > 1 and (some := _first_bytes(news)) < len(news):
@@ -153,15 +155,18 @@ def _first_bytes(frames: list[Frame]) -> int:
 
 
 async def finished(engine: Engine, task: Task, model: Model, session: str = "") -> tuple[Frame, ...]:
-    """All frames of ``task``, from the cache or computed.
+    """The frames of ``task``, those with pixels at least, from the cache or computed.
 
     Raises:
         gr.Error: if it fails, or is stopped.
     """
+    film = engine.cache.get(film_of(task))
+    if film is not None:
+        return film
     job, frames = Job(task, model, session), []
     async with aclosing(watch(engine, job)) as reports:
         async for _, news in reports:
-            frames += news
+            frames += [frame for frame in news if frame.pixels is not None]
     raise_if_failed(job)
     return tuple(frames)
 

@@ -19,6 +19,8 @@ from ddpm_hf.ui.frames import encode_frame, starting_noise
 from ddpm_hf.ui.limits import Settings
 from ddpm_hf.ui.models import Model
 
+MAX_FILM_BYTES = 2**24  # of the pixels that are kept of a run: large images leave fewer frames for an animation
+
 
 class Frame(NamedTuple):
     """What one call of the network made of the images of one task.
@@ -95,7 +97,9 @@ class Film:
     ):
         self._model, self._parts, self._start, self._t, self.total = model, parts, start, t, total
         self.seconds = 0.0  # computed, without what happened between two steps
-        self._shown = {index + 1 for index in pick_frames(ANIMATION_FRAMES, total)} | {total}
+        size = len(start) * model.image_size[0] * model.image_size[1] * start.shape[1]
+        count = max(2, min(ANIMATION_FRAMES, MAX_FILM_BYTES // size))
+        self._shown = {index + 1 for index in pick_frames(count, total)} | {total}
 
     @classmethod
     def from_noise(cls, model: Model, settings: Settings, seeds: Sequence[int], labels: Sequence[int] | None) -> "Film":

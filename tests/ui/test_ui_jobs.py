@@ -4,6 +4,7 @@ import asyncio
 import copy
 import time
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_ui_runs import collected, drain, run_threads, wait_for_end
 from ddpm_hf.errors import UserError
 from ddpm_hf.ui import jobs
 from ddpm_hf.ui.cache import Cache
+from ddpm_hf.ui.exports import export
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import MAX_QUEUE
 from ddpm_hf.ui.queue import FairQueue
@@ -314,3 +316,31 @@ def test_a_closed_engine_takes_no_more(engine):
     with pytest.raises(UserError, match="about to restart"):
         engine.worker.submit(job_of(engine))
     assert not run_threads()
+
+
+# ---- bounds
+
+
+def test_runs_too_large_for_the_cache_leave_what_downloads_need(shapes, monkeypatch):
+    engine = Engine(shapes, cache_bytes=260_000)
+    request = {"num_images": 4, "steps": 70, "sampler": "ddpm"}
+    value = drain(stream_to_stage(engine, request))[-1]
+    assert value["state"] == "done" and 0 < engine.cache.used <= engine.cache.max_bytes
+    monkeypatch.setattr(engine.pipeline.unet, "forward", None)  # nothing is computed again
+    assert len(asyncio.run(export(engine, request, "gif"))) > 1000
+    engine.close()
+
+
+def test_large_images_leave_fewer_frames_for_an_animation(engine, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.ui.tasks.MAX_FILM_BYTES", 5 * 2 * 14 * 14)
+    job = job_of(engine, num_images=2, steps=20)
+    engine.worker.submit(job)
+    pixels_of(job)
+    assert [frame.pixels is not None for frame in job.take_frames()].count(True) == 5
+
+
+def test_waiting_has_an_end(busy, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.ui.runs.MAX_WAIT_SECONDS", 0.2)
+    with pytest.raises(gr.Error, match="try again later"):
+        drain(stream_to_stage(busy, {"num_images": 1}))
+    assert len(busy.worker._queue) == 0
