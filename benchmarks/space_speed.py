@@ -125,7 +125,7 @@ def _measured(url: str, process: psutil.Process, arguments) -> dict:
 
 
 def _page_function(url: str, process: psutil.Process) -> int:
-    """The number of the handler behind the form of the page, once the server answers."""
+    """The number of the handler that fills the stage, once the server answers."""
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         try:
@@ -135,9 +135,8 @@ def _page_function(url: str, process: psutil.Process) -> int:
             time.sleep(0.5)
     else:
         raise SystemExit("the app did not start.")
-    forms = {part["id"] for part in config["components"] if part["props"].get("elem_id") == "settings"}
-    handlers = config["dependencies"]
-    return next(h["id"] for h in handlers if h["outputs"] and any(target[0] in forms for target in h["targets"]))
+    stage = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "stage")
+    return next(handler["id"] for handler in config["dependencies"] if stage in handler["outputs"])
 
 
 def _run_seconds(url: str, function: int, request: dict) -> tuple[float, float]:

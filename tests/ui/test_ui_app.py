@@ -32,12 +32,11 @@ def client(server):
 
 
 def page_function(url: str) -> int:
-    """Index of the handler behind the form of the Generate panel, which has no name of its own."""
+    """Index of the handler that fills the stage, which has no name of its own."""
     config = httpx.get(f"{url}/config", timeout=60).json()
-    forms = {c["id"] for c in config["components"] if c["props"].get("elem_id") == "settings"}
-    found = [d for d in config["dependencies"] if any(target[0] in forms for target in d["targets"]) and d["outputs"]]
-    assert len(found) == 1
-    return found[0]["id"]
+    stage = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "stage")
+    (found,) = [d["id"] for d in config["dependencies"] if stage in d["outputs"]]
+    return found
 
 
 def join(url: str, function: int, data: list) -> str:
