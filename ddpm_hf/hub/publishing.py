@@ -1,12 +1,15 @@
 """Push: a run, or an exported pipeline, as a model repository that explains itself."""
 
 import fnmatch
+import json
 import os
 import re
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+import yaml
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.card import TEMPLATE, card_values
@@ -127,12 +130,31 @@ def frozen(upload: Upload, folder: Path) -> Upload:
 
 
 def _rewritten(path: Path, target: Path) -> Path:
-    text = path.read_text(errors="replace")
-    cleaned = without_paths(text)
-    if cleaned == text:
+    """A copy of a YAML or JSON file without this machine's folders; the file itself where it names none."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        values = yaml.safe_load(text)  # which reads JSON as well
+    except yaml.YAMLError:
         return path
-    target.write_text(cleaned)
+    cleaned = _map_texts(values)
+    if cleaned == values:
+        return path
+    if path.suffix == ".json":
+        target.write_text(json.dumps(cleaned, indent=1), encoding="utf-8")
+    else:
+        target.write_text(yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return target
+
+
+def _map_texts(value):
+    if isinstance(value, dict):
+        return {key: _map_texts(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_map_texts(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    whole = re.fullmatch(r"(?:/|~/|[A-Za-z]:\\)[^\n]*?([^/\\]+)[/\\]*", value)  # a path may have spaces in it
+    return whole[1] if whole and " --" not in value else without_paths(value)
 
 
 def _refuse_tokens(path: Path):
@@ -150,4 +172,6 @@ def _exported_again(contents: Contents, folder: Path, target: Path) -> Contents:
     export_pipeline(target, as_stock(load_pipeline(pipeline_in(folder))))
     again = contents_of(target)
     kept = {name: path for name, path in contents.files.items() if not re.match(r"(unet|scheduler)/|\w+\.py$", name)}
-    return replace(contents, files={**kept, **again.files}, index=again.index, unet=again.unet)
+    return replace(
+        contents, files={**kept, **again.files}, index=again.index, unet=again.unet, scheduler=again.scheduler
+    )

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 def a_run(folder: Path, **pipeline) -> Path:
     export_pipeline(folder / "pipeline", tiny_pipeline(**pipeline))
     settings = (
-        "dataset: alice/shapes\noutput_dir: /home/me/runs/x\nseed: 0\nlearning_rate: 0.001\nhorizontal_flip: false\n"
+        "dataset: alice/shapes\noutput_dir: /home/me/My runs/x\nseed: 0\nlearning_rate: 0.001\nhorizontal_flip: false\n"
     )
     (folder / "config.yaml").write_text(settings)
     (folder / "metrics.jsonl").write_text('{"step": 1200, "loss": 0.125, "images_seen": 76800}\n{"step": 1300, "lo')
