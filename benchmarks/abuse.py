@@ -35,6 +35,7 @@ class Target:
     Attributes:
         endpoints: arguments of the API's endpoints with their defaults, by name.
         functions: (number, number of inputs) of all functions of the page that run on the server.
+        calls: (component, name) of all functions that the page's script calls beside the queue.
     """
 
     def __init__(self, url: str, address: str | None = None):
@@ -45,7 +46,7 @@ class Target:
         self.place = parts.hostname, parts.port
         self.address = address or ".".join(str(random.randint(11, 99)) for _ in range(4))
         self.http = httpx.Client(base_url=self.url, headers={"X-Forwarded-For": self.address}, timeout=SECONDS)
-        self.endpoints, self.functions, self._numbers = {}, [], {}
+        self.endpoints, self.functions, self.calls, self._numbers = {}, [], [], {}
 
     def look(self) -> "Target":
         """Read what the server says of its functions."""
@@ -54,6 +55,8 @@ class Target:
             if function["backend_fn"]:
                 self.functions.append((function["id"], len(function["inputs"])))
                 self._numbers[function["api_name"]] = function["id"]
+        for component in config["components"]:
+            self.calls += [(component["id"], name) for name in component["props"].get("server_fns") or []]
         for name, about in self.http.get(f"{API}/info").json()["named_endpoints"].items():
             self.endpoints[name[1:]] = {p["parameter_name"]: p.get("parameter_default") for p in about["parameters"]}
         return self
@@ -61,7 +64,8 @@ class Target:
     def like(self) -> "Target":
         """The same server, seen from another address."""
         other = Target(self.url)
-        other.endpoints, other.functions, other._numbers = self.endpoints, self.functions, self._numbers
+        other.endpoints, other.functions, other.calls = self.endpoints, self.functions, self.calls
+        other._numbers = self._numbers
         return other
 
     def close(self):
