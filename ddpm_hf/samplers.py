@@ -75,8 +75,10 @@ SAMPLERS = {
         {"variance_type": "fixed_small", **_CLIP},
     ),
 }
-DEFAULT_SAMPLER = "dpm"
+# what the shipped model's scores are best with (benchmarks/NOTES.md, README)
+DEFAULT_SAMPLER = "dpm-sde"
 DEFAULT_STEPS = 20
+DEFAULT_GUIDANCE = 1.5  # of class-conditional models; 1 for others
 
 
 def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None = None) -> SchedulerMixin:
