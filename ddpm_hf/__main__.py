@@ -35,11 +35,19 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="generate pictures", description="Generate pictures.")
     sample.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; the embedded model when left out")
     sample.add_argument("--num-images", type=int, default=16, help="number of pictures (default 16)")
-    sample.add_argument("--scheduler", default="dpm", help="dpm, dpm-sde, unipc, ddim, euler, heun, ddpm, ddpm-small")
+    sample.add_argument(
+        "--scheduler",
+        default="dpm-sde",
+        help="dpm, dpm-sde, unipc, ddim, euler, heun, ddpm, ddpm-small (default dpm-sde)",
+    )
     sample.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     sample.add_argument("--seed", type=int, default=0, help="picture i gets the seed SEED + i (default 0)")
     sample.add_argument("--labels", help="classes by name or number, 'Bag' or '0,3,Bag'; taken in turn")
-    sample.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 is off")
+    sample.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="classifier-free guidance; 1 is off, and twice as fast (default 1.5 where there are classes)",
+    )
     sample.add_argument("--batch-size", type=int, default=64, help="pictures made at once (default 64)")
     sample.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
     sample.add_argument("--revision", help="branch, tag or commit of a Hub id")
@@ -87,14 +95,14 @@ def _sample(arguments):
         raise UserError("--num-images and --batch-size must be at least 1.")
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
-    if not abs(arguments.guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not either
+    if arguments.guidance_scale is not None and not abs(arguments.guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not
         raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {arguments.guidance_scale}.")
 
     import torch
 
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_allowed
-    from ddpm_hf.sampling import ANIMATION_FRAMES, generate, labels_by_name, with_sampler
+    from ddpm_hf.sampling import ANIMATION_FRAMES, default_guidance, generate, labels_by_name, with_sampler
 
     device = best_device()
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -106,6 +114,8 @@ def _sample(arguments):
         device=device,
     )
     labels = labels_by_name(pipeline, arguments.labels)
+    if arguments.guidance_scale is None:
+        arguments.guidance_scale = default_guidance(pipeline)
     result = generate(
         with_sampler(pipeline, arguments.scheduler),
         arguments.num_images,

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.figures import class_columns, make_grid, pick_frames
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.samplers import make_scheduler
+from ddpm_hf.samplers import DEFAULT_GUIDANCE, make_scheduler
 
 ANIMATION_FRAMES = 60
 SHOWN_WIDTH, LARGEST_WIDTH = 128, 1024  # pixels of an image and of a grid in an animation
@@ -65,6 +65,11 @@ def class_names(pipeline: MyDDPMPipeline) -> list[str]:
     """Names of the classes in the order of their labels, numbers where there are no names; [] if unconditional."""
     names = pipeline.config.get("id2label") or {}
     return [names.get(str(i), str(i)) for i in range(pipeline.num_classes or 0)]
+
+
+def default_guidance(pipeline: MyDDPMPipeline) -> float:
+    """The guidance of pictures for which none was asked: off, 1, where there are no classes to guide towards."""
+    return 1.0 if pipeline.num_classes is None else DEFAULT_GUIDANCE
 
 
 def labels_by_name(pipeline: MyDDPMPipeline, text: str | None) -> list[int] | None:

@@ -189,7 +189,7 @@ def test_the_command_writes_its_protocol_and_pictures(model, tmp_path, capsys):
     assert "finding: broken" in out and "FID" in out
     report = json.loads((tmp_path / "a.json").read_text())
     told = report["protocol"]
-    assert (told["sampler"], told["steps"], told["seed"], told["num_images"]) == ("dpm", 2, 0, 140)
+    assert (told["sampler"], told["steps"], told["seed"], told["num_images"]) == ("dpm-sde", 2, 0, 140)
     assert told["features"] == "fashion-mnist" and told["dtype"] == "bfloat16" and told["dataset"]
     assert (told["reference_split"], told["weights"]) == ("one half of it", "as exported")
     assert told["resizing"] == "real 28x28 images padded to 32x32 for the network, its images cropped back"

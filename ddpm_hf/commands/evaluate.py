@@ -46,7 +46,9 @@ def add_parser(commands):
     parser.add_argument("--scheduler", help="sampler (default the one of sample)")
     parser.add_argument("--steps", type=int, help="denoising steps (default that of sample)")
     parser.add_argument("--seed", type=int, default=0, help="image i gets the seed SEED + i (default 0)")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 is off")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="classifier-free guidance; 1 is off (default that of sample)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images made at once (default 64)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
@@ -142,7 +144,7 @@ def _generated(arguments) -> Judged:
     from ddpm_hf.image_sets import generated_images
     from ddpm_hf.metrics import refuse_too_few
     from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
-    from ddpm_hf.sampling import with_sampler
+    from ddpm_hf.sampling import default_guidance, with_sampler
 
     device = processes().device
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -157,8 +159,10 @@ def _generated(arguments) -> Judged:
     extractor = _extractor(arguments, shape, "generated images", real)
     refuse_too_few(arguments.num_images, extractor.num_features(shape), "generated", extractor.name)
 
-    sampler = DEFAULT_SAMPLER if arguments.scheduler is None else arguments.scheduler
-    steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    sampler = arguments.scheduler = arguments.scheduler or DEFAULT_SAMPLER
+    steps = arguments.steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    if arguments.guidance_scale is None:
+        arguments.guidance_scale = default_guidance(pipeline)
     images = generated_images(
         with_sampler(pipeline, sampler),
         arguments.num_images,

@@ -40,13 +40,18 @@ def _without_choice(engine: Engine, function: Callable) -> Callable:
     return function
 
 
+def _guidance(engine: Engine) -> float:
+    """What every model allows."""
+    return engine.limits.default_guidance if len(engine.models.names) == 1 else 1.0
+
+
 def _add_generate(engine: Engine):
     # gr.api documents an endpoint by its annotations, and for a generator by what it yields
     async def generate(
         request: gr.Request,
         num_images: int = DEFAULT_IMAGES,
         class_name: str = ANY_CLASS,
-        guidance_scale: float = 1.0,
+        guidance_scale: float = _guidance(engine),
         sampler: str = DEFAULT_SAMPLER,
         steps: int = engine.limits.default_steps,
         seed: int = 0,
@@ -111,7 +116,7 @@ def _add_compare(engine: Engine):
         lanes: list[dict[str, Any]],
         num_images: int = DEFAULT_COMPARED,
         class_name: str = ANY_CLASS,
-        guidance_scale: float = 1.0,
+        guidance_scale: float = _guidance(engine),
         seed: int = 0,
         model: str = engine.models.first.name,
     ) -> dict[str, Any]:

@@ -45,7 +45,12 @@ def describe(engine: Engine, name: str | None = None) -> dict:
             "max_guidance": MAX_GUIDANCE,
             "max_seed": MAX_SEED,
         },
-        "defaults": {"num_images": DEFAULT_IMAGES, "steps": limits.default_steps, "sampler": DEFAULT_SAMPLER},
+        "defaults": {
+            "num_images": DEFAULT_IMAGES,
+            "steps": limits.default_steps,
+            "sampler": DEFAULT_SAMPLER,
+            "guidance_scale": limits.default_guidance,
+        },
         "samplers": [
             {"value": name, "title": sampler.title, "about": _sentence(sampler.about)}
             for name, sampler in SAMPLERS.items()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
+from ddpm_hf.samplers import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from ddpm_hf.sampling import class_names
 
 MAX_IMAGES = 64
@@ -27,6 +27,7 @@ COMPARED_LANES = (2, 4)
 DEFAULT_COMPARED = 4
 MAX_COMPARED = 8
 ANY_CLASS = "any"
+_OWN = object()  # the model's own default
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,15 @@ class Limits:
     def default_steps(self) -> int:
         return min(DEFAULT_STEPS, self.max_steps)
 
+    @property
+    def default_guidance(self) -> float:
+        return DEFAULT_GUIDANCE if self.classes else 1.0
+
     def check(
         self,
         num_images=DEFAULT_IMAGES,
         class_name=ANY_CLASS,
-        guidance_scale=1.0,
+        guidance_scale=_OWN,
         sampler=DEFAULT_SAMPLER,
         steps=DEFAULT_STEPS,
         seed=0,
@@ -81,10 +86,11 @@ class Limits:
         Raises:
             UserError: naming the first value that is not allowed, and what is.
         """
+        guidance = self.default_guidance if guidance_scale is _OWN else guidance_scale
         settings = Settings(
             num_images=_whole("number of images", num_images, 1, self.max_images),
             label=self._label(class_name),
-            guidance_scale=_number("guidance scale", guidance_scale, 0.0, MAX_GUIDANCE),
+            guidance_scale=_number("guidance scale", guidance, 0.0, MAX_GUIDANCE),
             sampler=_sampler(sampler),
             steps=_whole("steps", steps, 1, self.max_steps),
             seed=_whole("seed", seed, 0, MAX_SEED),
@@ -95,7 +101,7 @@ class Limits:
         return settings
 
     def check_comparison(
-        self, lanes=(), num_images=DEFAULT_COMPARED, class_name=ANY_CLASS, guidance_scale=1.0, seed=0
+        self, lanes=(), num_images=DEFAULT_COMPARED, class_name=ANY_CLASS, guidance_scale=_OWN, seed=0
     ) -> tuple[Settings, ...]:
         """Settings of each lane, which are {"sampler", "steps"}, from values of any type.
 

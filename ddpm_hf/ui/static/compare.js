@@ -4,7 +4,7 @@ const LANES = [2, 4];
 const FIRST_LANES = [
   ["ddpm", 20],
   ["ddim", 20],
-  ["dpm", 20],
+  ["dpm-sde", 20],
 ];
 
 class Compare {
@@ -70,7 +70,7 @@ class Compare {
     this.bar.replaceChildren(
       ...(names.length ? [make("label", {}, make("span", {}, "Class"), picker)] : []),
       number("num_images", "Images", 1, limits.max_compared, Math.min(4, limits.max_compared)),
-      ...(names.length ? [number("guidance_scale", "Guidance", 0, limits.max_guidance, 1, false)] : []),
+      ...(names.length ? [number("guidance_scale", "Guidance", 0, limits.max_guidance, defaults.guidance_scale, false)] : []),
       this.seed.element,
       make(
         "div",

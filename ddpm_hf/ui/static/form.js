@@ -42,7 +42,7 @@ class SettingsForm {
           label: "Guidance",
           low: 0,
           high: limits.max_guidance,
-          value: 1,
+          value: defaults.guidance_scale,
           whole: false,
           line: guidanceLine,
           changed,
