@@ -151,6 +151,11 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
         weight = beta.square() / (2 * variance * (1 - beta) * (1 - alphas_cumprod))
         return weight.float().to(timesteps.device)[timesteps]
 
+    def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t) of x_t, float32, of the shape of ``timesteps``."""
+        ratio = self._alphas_cumprod64 / (1 - self._alphas_cumprod64)
+        return ratio.float().to(timesteps.device)[timesteps]
+
     def _signal_and_sigma(self, timesteps, like: torch.Tensor):
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply images, in the images' dtype."""
         # cast before it moves: not every device has float64

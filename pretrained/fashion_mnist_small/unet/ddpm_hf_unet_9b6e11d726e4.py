@@ -61,17 +61,56 @@ class ImageLayerNorm(nn.LayerNorm):
 
 
 class ImageGroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` whose result for an image does not depend on the batch the image is in.
+    """``nn.GroupNorm`` whose result for an image does not depend on its place in the batch.
 
-    From 1,024 pixels on, the CPU kernel splits the pixels of the whole batch over threads and sums in another order
-    for another batch; in bfloat16 that shows in the picture. Where pictures are made, images go in one by one.
+    From 1,024 pixels on, the CPU kernel splits the pixels of the whole batch over threads, and what an image's sums
+    are made of depends on where the cuts fall; in bfloat16 that shows in the picture. Where pictures are made and
+    threads do not get whole images, these go in one by one.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
-        split = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024 and not torch.is_grad_enabled()
-        if torch.compiler.is_compiling() or not split:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        if x.shape[2] * x.shape[3] < 1024 or len(x) % torch.get_num_threads() == 0:
             return super().forward(x)
         return torch.cat([super(ImageGroupNorm, self).forward(image) for image in x.split(1)])
+
+
+class _SmallMapConv(torch.autograd.Function):
+    """``F.conv2d`` with a 3x3 kernel and padding 1, its weight gradient as one matrix product over all patches."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # (BHW, out)
+        grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1) if ctx.needs_input_grad[0] else None
+        grad_weight = (rows.T @ _patches(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)  # (out, in, 3, 3)
+        return grad_x, grad_weight, rows.sum(0)
+
+
+def _patches(x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (BHW, 9C)
+    """The 3x3 neighbourhoods of all pixels, zeros around."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
+    return padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * x.shape[1])
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of padding 1. oneDNN's weight gradient is slow on a CPU where maps are small and wide."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, in, H, W) -> (B, out, H, W)
+        wide = x.device.type == "cpu" and self.in_channels * self.out_channels >= 256 * 256
+        if torch.compiler.is_compiling() or not (wide and x.shape[2] * x.shape[3] <= 64 and torch.is_grad_enabled()):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return _SmallMapConv.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class MyBlock(nn.Module):
@@ -87,10 +126,10 @@ class MyBlock(nn.Module):
     def __init__(self, shape, in_channels, out_channels, *, num_groups=8, dropout=0.0, residual=False, normalize=True):
         super().__init__()
         self.norm_in = ImageLayerNorm(shape) if normalize else nn.Identity()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm1 = ImageGroupNorm(num_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.norm2 = ImageGroupNorm(num_groups, out_channels)
         self.residual = residual
         if residual:
@@ -101,6 +140,34 @@ class MyBlock(nn.Module):
         h = F.silu(self.norm1(self.conv1(self.norm_in(x))))
         h = self.norm2(self.conv2(self.dropout(h)))
         return self.skip(x) + h if self.residual else F.silu(h)
+
+
+class _HalfAttention(torch.autograd.Function):
+    """``scaled_dot_product_attention`` in bfloat16 on a CPU, its gradient by the same kernel in float32.
+
+    The CPU kernel's backward pass is 1.5 to 10 times slower in bfloat16 than in float32; the forward pass is not.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value):  # 3 x (B, heads, N, D) -> (B, heads, N, D)
+        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        *tensors, logsumexp = ctx.saved_tensors
+        single = [tensor.float() for tensor in (grad, *tensors)]
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return tuple(gradient.to(grad.dtype) for gradient in backward(*single, logsumexp, 0.0, False))
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query key^T / sqrt(D)) value; 3 x (B, heads, N, D) -> (B, heads, N, D)."""
+    half = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or not half:
+        return F.scaled_dot_product_attention(query, key, value)
+    return _HalfAttention.apply(query, key, value)
 
 
 class MyTESA(nn.Module):
@@ -135,7 +202,7 @@ class MyTESA(nn.Module):
     def _attend(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, HW, C) -> (B, HW, C)
         qkv = self.to_qkv(tokens).unflatten(-1, (3, self.num_heads, -1))  # (B, HW, 3, heads, C/heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, HW, C/heads)
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = _attention(query, key, value)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
@@ -309,7 +376,7 @@ class MyUNet(ModelMixin, ConfigMixin):
             x = self._run(level, self.pool(x), emb)  # (B, c_i, S/2^i, S/2^i)
         x = self._run(self.bottleneck, x)
         for level in self.up:
-            x = torch.cat((skips.pop(), self.upsample(x)), dim=1)  # (B, 2 c_i, S/2^i, S/2^i)
+            x = torch.cat((skips.pop(), _dense_gradient(self.upsample(x))), dim=1)  # (B, 2 c_i, S/2^i, S/2^i)
             x = self._run(level, x, emb)
         x = self.out_conv(x)
         return UNet2DOutput(sample=x) if return_dict else (x,)
@@ -338,6 +405,13 @@ class MyUNet(ModelMixin, ConfigMixin):
         class_labels = torch.as_tensor(null if class_labels is None else class_labels)
         _check_range("class_labels", class_labels, null)
         return emb + self.class_embed(_one_each("class_labels", class_labels.to(device), batch)).float()
+
+
+def _dense_gradient(x: torch.Tensor) -> torch.Tensor:
+    """``x``, its gradient in the same memory format: as a slice of another tensor, interpolation is 10 times slower."""
+    if x.requires_grad and not torch.compiler.is_compiling() and x.is_contiguous(memory_format=torch.channels_last):
+        x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return x
 
 
 def _one_each(name: str, values: torch.Tensor, batch: int) -> torch.Tensor:

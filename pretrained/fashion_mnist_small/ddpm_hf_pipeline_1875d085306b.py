@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -18,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 # In half precision the network always sees so many images at once, padded where there are fewer. Matrix kernels round
 # differently for different batch shapes; of float32 nothing remains of that in 8-bit pixels, of bfloat16 it does, and
 # an image would depend on the batch it is made in.
-HALF_PRECISION_BATCH = {"cpu": 8}
+HALF_PRECISION_BATCH = {"cpu": 16}
 HALF_PRECISION_BATCH_ELSEWHERE = 64
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -45,6 +46,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         scheduler: ``MyDDPMScheduler`` or a stock one built ``.from_config(pipeline.scheduler.config)``.
         id2label: class names by label, ``{"0": "T-shirt/top", ...}``, where known.
         output_height, output_width: size in pixels to which images are cropped, centred; None keeps the network's.
+        output_resize: True scales images to that size instead, for a network trained on whole images made square.
     """
 
     model_cpu_offload_seq = "unet"
@@ -57,16 +59,33 @@ class MyDDPMPipeline(DiffusionPipeline):
         id2label: Optional[dict] = None,  # noqa: UP045
         output_height: Optional[int] = None,  # noqa: UP045
         output_width: Optional[int] = None,  # noqa: UP045
+        output_resize: Optional[bool] = None,  # noqa: UP045
     ):
         super().__init__()
         unet.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label, output_height=output_height, output_width=output_width)
+        self.register_to_config(
+            id2label=id2label, output_height=output_height, output_width=output_width, output_resize=output_resize
+        )
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
         return getattr(self.unet.config, "num_class_embeds", None)
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """As of ``DiffusionPipeline``, which asks the Hub about a model's code even where all of it is in the cache."""
+        try:
+            return super().download(pretrained_model_name, **kwargs)
+        except Exception as error:  # of the Hub client, or of the HTTP library it uses
+            if not isinstance(error, ConnectionError) and "Connect" not in type(error).__name__:
+                raise
+            raise ConnectionError(
+                f"the Hub cannot be reached, and diffusers loads {pretrained_model_name} by its id only online; "
+                f"once run online, from_pretrained(snapshot_download({pretrained_model_name!r})) works offline, "
+                f"and so does ddpm_hf.load_pipeline."
+            ) from error
 
     @torch.no_grad()
     def denoise(
@@ -162,23 +181,31 @@ class MyDDPMPipeline(DiffusionPipeline):
         images = self.postprocess(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @property
+    def holds_sigma(self) -> bool:
+        """Whether the scheduler's samples are x_0 + sigma eps: its largest sigma then follows from its timesteps."""
+        return isinstance(getattr(type(self.scheduler), "init_noise_sigma", None), property)
+
     def unit_variance(self, sample: torch.Tensor) -> torch.Tensor:
         """``sample`` of the latest step, for looking at: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
 
         Schedulers such as Euler hold x_0 + sigma eps instead, whose noise is up to 80 times brighter than the image.
         """
         scheduler = self.scheduler
-        if float(scheduler.init_noise_sigma) <= 1 or getattr(scheduler, "step_index", None) is None:
+        if not self.holds_sigma or getattr(scheduler, "step_index", None) is None:
             return sample
         sigma = float(scheduler.sigmas[min(scheduler.step_index, len(scheduler.sigmas) - 1)])
         return sample / (1 + sigma**2) ** 0.5
 
     def postprocess(self, sample: torch.Tensor, output_type: str = "pil"):
-        """Crop x (B, C, S, S) in [-1, 1] to the output size and convert it; types as in ``__call__``."""
+        """Crop or scale x (B, C, S, S) in [-1, 1] to the output size and convert it; types as in ``__call__``."""
         height = self.config.output_height or sample.shape[-2]
         width = self.config.output_width or sample.shape[-1]
-        top, left = (sample.shape[-2] - height) // 2, (sample.shape[-1] - width) // 2
-        sample = sample[..., top : top + height, left : left + width]
+        if self.config.get("output_resize"):
+            sample = F.interpolate(sample.float(), (height, width), mode="bicubic", antialias=True)
+        else:
+            top, left = (sample.shape[-2] - height) // 2, (sample.shape[-1] - width) // 2
+            sample = sample[..., top : top + height, left : left + width]
         images = (sample.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
