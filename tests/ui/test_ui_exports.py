@@ -110,7 +110,7 @@ def test_a_picture_holds_its_settings(engine):
         "num_images": 4,
         "class_name": "any",
         "guidance_scale": 1.5,
-        "sampler": "dpm",
+        "sampler": "dpm-sde",
         "steps": 5,
         "seed": 21,
     }
