@@ -5,7 +5,8 @@
 Quality is the Frechet distance of the features of generated images (of seeds 0, 1, ..., classes in turn) to those of
 the data set's test split, by ``ddpm_hf.evaluation``. Samplers of more than 100 network calls make ``--long-images``,
 and all others are scored on as many, too, so that the last column compares all. Seconds are for 16 images, the best of
-three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come, and not measured again.
+three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come, and not measured again;
+``--times-again`` takes the seconds of all lines anew, where the machine was busy when they were made.
 
 At the end: the seed's sampling loop (float32, NCHW, all steps) and diffusers' own pipeline (float32, NCHW) on the same
 weights and the same 16 images, timed in the same run as our best of at most 20 steps.
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.data import Source, open_data
 from ddpm_hf.devices import best_device, best_dtype
 from ddpm_hf.errors import UserError, run_command
+from ddpm_hf.files import write_whole
 from ddpm_hf.features import FeatureExtractor, load_features
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.image_sets import ImageSet, generated_images, image_set
@@ -220,6 +222,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--features", default="auto")
     parser.add_argument("--output", type=Path, default=Path("runs/samplers.jsonl"))
     parser.add_argument("--plot", type=Path, help="a picture of quality against time")
+    parser.add_argument("--times-again", action="store_true", help="take the seconds of the lines that are there anew")
     parser.add_argument("--no-peers", action="store_true", help="leave out the seed's loop and diffusers' pipeline")
     options = parser.parse_args(argv)
 
@@ -258,6 +261,10 @@ def main(argv: list[str] | None = None):
             lines.append({**measure(pipeline, name, steps, options, extractor, real), "of": of})
             with options.output.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
+    if options.times_again:
+        for line in tqdm(lines, desc="times", leave=False):
+            line["seconds"], _ = seconds(with_scheduler(pipeline, line["sampler"]), line["steps"])
+        write_whole(options.output, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in lines)))
     print_table(lines, options)
     if options.plot:
         draw(lines, options.plot, options)
