@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 from ddpm_hf.data import Source, open_data
 from ddpm_hf.devices import best_device, best_dtype
 from ddpm_hf.errors import UserError, run_command
-from ddpm_hf.files import write_whole
 from ddpm_hf.features import FeatureExtractor, load_features
+from ddpm_hf.files import write_whole
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.image_sets import ImageSet, generated_images, image_set
 from ddpm_hf.metrics import frechet_distance, refuse_too_few
