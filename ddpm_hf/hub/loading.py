@@ -64,7 +64,8 @@ def load_pipeline(
             folder / "unet", use_safetensors=True, variant=variant, torch_dtype=dtype, output_loading_info=True
         )
         _check_weights(unet, info)
-        unet = unet.eval().to(torch.device(device), dtype)  # without accelerate, diffusers leaves some as they were
+        # without accelerate, diffusers leaves some in the type they were; its own ``to`` warns of a cast
+        unet = torch.nn.Module.to(unet.eval(), torch.device(device), dtype)
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
         return MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler))
     except Exception as error:
