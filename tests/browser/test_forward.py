@@ -57,10 +57,10 @@ def test_an_example_disappears_as_t_grows(open_page):
     expect(page.get_by_role("combobox", name="Class").locator("visible=true")).to_have_value("Bag")
 
     # a little noise taken away again leaves the picture much as it was
-    set_t(page, 99)
+    set_t(page, 59)
     page.get_by_role("button", name="Denoise from here").click()
     page.wait_for_selector(f"{FORWARD}[data-state=done]")
-    page.wait_for_selector(f'{FORWARD}[data-shown="5"]')
+    page.wait_for_selector(f'{FORWARD}[data-shown="3"]')
     before, after = page.evaluate(
         """async () => {
           const grays = (drawable, width, height) => {
