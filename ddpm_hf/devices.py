@@ -2,10 +2,8 @@
 
 import contextlib
 import ctypes
-import functools
 import platform
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -42,24 +40,17 @@ def best_dtype(device: torch.device | None = None) -> torch.dtype:
 
 
 def bf16_is_faster(device: torch.device | None = None) -> bool:
-    """Whether bfloat16 pays: asked of a GPU, measured on a CPU (with AMX or AVX512-BF16 it does, otherwise not)."""
+    """Whether bfloat16 pays: on a GPU that has it, on a CPU with AMX or AVX512-BF16, otherwise not."""
     device = device or best_device()
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _cpu_bf16_is_faster()
 
 
-@functools.cache
 def _cpu_bf16_is_faster() -> bool:
-    seconds = {dtype: min(_matmul_seconds(dtype) for _ in range(5)) for dtype in (torch.float32, torch.bfloat16)}
-    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    matrix = torch.ones(512, 512, dtype=dtype)
-    start = time.perf_counter()
-    torch.mm(matrix, matrix)
-    return time.perf_counter() - start
+    # asked, not timed: a busy machine's times would decide otherwise at the next start, and the pictures' bytes with it
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def keep_freed_memory():

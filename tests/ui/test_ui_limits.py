@@ -71,16 +71,16 @@ def test_classes_by_name_and_number(value, label):
 def test_bounds_the_work(sampler):
     settings = LIMITS.check(num_images=8, steps=1000, sampler=sampler, guidance_scale=1)
     assert settings.num_images * network_calls(settings) <= LIMITS.max_work
-    for images, steps, guidance in [(64, 1000, 1), (16, 1000, 2), (64, 251, 1)]:
+    for images, steps, guidance in [(64, 1000, 1), (32, 1000, 2), (64, 501, 1)]:
         with pytest.raises(UserError, match=r"too much work: take at most [1-9]\d* steps or [1-9]\d* images"):
             LIMITS.check(num_images=images, steps=steps, sampler=sampler, guidance_scale=guidance)
 
 
 def test_advice_on_too_much_work_is_within_the_limits():
-    with pytest.raises(UserError, match="at most 125 steps or 8 images"):
+    with pytest.raises(UserError, match="at most 250 steps or 16 images"):
         LIMITS.check(num_images=64, steps=1000, guidance_scale=2)
-    LIMITS.check(num_images=64, steps=125, guidance_scale=2)
-    LIMITS.check(num_images=8, steps=1000, guidance_scale=2)
+    LIMITS.check(num_images=64, steps=250, guidance_scale=2)
+    LIMITS.check(num_images=16, steps=1000, guidance_scale=2)
 
 
 def test_unconditional_models_have_neither_class_nor_guidance():
