@@ -207,7 +207,7 @@ def test_controls_are_labelled_and_work_by_keyboard(open_page):
 
     # every sampler has its line in the list
     sampler = settings.get_by_role("button", name="Sampler")
-    expect(settings.locator(".choice-about")).to_contain_text("Second-order, deterministic")
+    expect(settings.locator(".choice-about")).to_contain_text("fresh noise at every step")
     sampler.press("ArrowDown")
     options = settings.get_by_role("option")
     assert all(len(text) > 20 for text in options.locator("span").all_inner_texts())
