@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline, push
+from ddpm_hf.hub.upload import send
 from ddpm_hf.pipeline import MyDDPMPipeline
 
 NAMES = {"0": "shirt", "1": "shoe", "2": "bag"}
@@ -291,6 +292,112 @@ def test_push_that_is_refused_says_why(hub, exported, repo_id, token, message):
         push(exported, repo_id, token=token)
     assert "\n" not in str(error.value)
     assert "hf_" not in str(error.value)
+
+
+# ---- push of a run
+
+ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+
+
+def a_run(folder: Path, exported: Path, **settings) -> Path:
+    """A run that has a checkpoint and a pipeline, as far as a push reads it."""
+    write_checkpoint(folder / "checkpoints" / "step-3", lambda part: shutil.copytree(exported, part / "pipeline"))
+    shutil.copytree(exported, folder / "pipeline")
+    (folder / "config.yaml").write_text(json.dumps({"dataset": "pictures", **settings}))
+    (folder / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
+    return folder
+
+
+@ONE_STORAGE
+def test_no_part_of_a_private_run_becomes_public(hub, exported, tmp_path):
+    run = a_run(tmp_path / "pipeline", exported, hub_private_repo=True)  # a run may be called that, too
+    parts = (".", "pipeline", "checkpoints/step-3", "checkpoints/step-3/pipeline")
+    for number, part in enumerate(parts):
+        push(run / part, f"alice/m{number}")
+        assert hub.repos["model", f"alice/m{number}"].private, part
+    push(run / "pipeline", "alice/shown", private=False)
+    assert not hub.repos["model", "alice/shown"].private
+    public = a_run(tmp_path / "public", exported, hub_private_repo=False)
+    push(public / "pipeline", "alice/public")
+    assert not hub.repos["model", "alice/public"].private
+    (run / "config.yaml").write_text("hub_private_repo: [")
+    for part in parts:
+        with pytest.raises(UserError, match="which says whether the run is private, cannot be read"):
+            push(run / part, "alice/unknown")
+    assert ("model", "alice/unknown") not in hub.repos
+
+
+@ONE_STORAGE
+def test_a_push_is_of_the_files_as_they_were(hub, exported, tmp_path, monkeypatch):
+    """The run goes on in the meantime: it writes to its metrics, and its checkpoint goes."""
+    run = a_run(tmp_path / "run", exported)
+    shutil.rmtree(run / "pipeline")
+    before = (run / "metrics.jsonl").read_bytes()
+
+    def send_later(*arguments, **options):
+        (run / "metrics.jsonl").write_text("later")
+        shutil.rmtree(run / "checkpoints")
+        return send(*arguments, **options)
+
+    monkeypatch.setattr("ddpm_hf.hub.publishing.send", send_later)
+    push(run, "alice/m")
+    files = hub.repos["model", "alice/m"].resolve("main").files
+    assert files["metrics.jsonl"].data == before and WEIGHTS in files
+
+
+@ONE_STORAGE
+def test_a_folder_of_links_is_pushed(hub, exported, tmp_path):
+    """As the cache of the Hub has them: relative ones."""
+    linked = tmp_path / "linked"
+    for path in (path for path in exported.rglob("*") if path.is_file()):
+        link = linked / path.relative_to(exported)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(path, link.parent))
+    push(linked, "alice/m")
+    assert digest(load_pipeline("alice/m")) == digest(load_pipeline(exported))
+
+
+@ONE_STORAGE
+def test_numbers_of_an_evaluation_stay_numbers_and_it_goes_with_its_weights(hub, exported, tmp_path):
+    run = a_run(tmp_path / "run", exported)
+    scores = {"fid": 12.5, "kid": 1e-05, "recall": float("nan")}
+    protocol = {"dataset": "/home/me/my pictures", "num_images": 100, "reference_images": 90, "features": "inception"}
+    protocol |= {"sampler": "ddim", "steps": 20, "seed": 10**20, "small": -2.5e-07}
+    (run / "evaluation.json").write_text(json.dumps({"scores": scores, "protocol": protocol}))
+    (run / "evaluation-samples.png").write_bytes(b"png")
+    push(run, "alice/m")
+    repo = hub.repos["model", "alice/m"]
+    sent = json.loads(repo.resolve("main").files["evaluation.json"].data)
+    assert sent["protocol"] == {**protocol, "dataset": "my pictures"}
+    assert sent["scores"]["kid"] == 1e-05 and sent["scores"]["recall"] != sent["scores"]["recall"]
+    for name in ("evaluation.json", "evaluation-samples.png"):
+        (run / name).unlink()
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="evaluations/notes.json", repo_id="alice/m")
+    push(run, "alice/m")
+    names = [name for name in repo.resolve("main").files if name.startswith("evaluation")]
+    assert names == ["evaluations/notes.json"]
+
+
+@ONE_STORAGE
+def test_a_tag_is_set_or_refused(hub, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    push(folder, "alice/m", tag="v1")
+    repo = hub.repos["model", "alice/m"]
+    first = repo.branches["main"]
+    push(folder, "alice/m", tag="v1")  # it is on that commit
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="alice/m")
+    with pytest.raises(UserError, match=f"the tag v1 is there already, on commit {first[:8]}, nothing was uploaded"):
+        push(folder, "alice/m", tag="v1")  # nothing to upload, but the newest commit is another
+    push(folder, "alice/m", tag="v2")
+    assert repo.tags == {"v1": first, "v2": repo.branches["main"]} and first != repo.branches["main"]
+
+
+def test_a_component_that_would_be_left_out_is_refused(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    change_json(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
+    (folder / "vqvae").mkdir()
+    with pytest.raises(UserError, match="has a component vqvae; a push takes unet and scheduler only"):
+        push(folder, "alice/m")
 
 
 # ---- what cannot be loaded

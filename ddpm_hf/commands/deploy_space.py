@@ -1,5 +1,6 @@
 """``python -m ddpm_hf deploy-space``: a Space that shows a model, made or brought up to date."""
 
+import argparse
 from pathlib import Path
 
 
@@ -12,7 +13,11 @@ def add_parser(commands):
     parser.add_argument("--space-id", required=True, help="name/space")
     parser.add_argument("--model", help="Hub id, or a folder, which is uploaded with it; default: the embedded model")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id; default: always the newest")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="make a new Space private, and refuse a public one (default: of a run's folder, its hub_private_repo)",
+    )
     parser.add_argument("--title", help="of the Space; default: the model's name")
     parser.add_argument("--hardware", help="that a new Space asks for, such as t4-small; default: the free one")
     parser.add_argument("--zero-gpu", action="store_true", help="hardware, requirements and Python of ZeroGPU")

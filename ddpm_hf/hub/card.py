@@ -35,14 +35,15 @@ def card_values(contents: Contents, license: str | None = None) -> dict[str, Any
     unet, index, settings = contents.unet, contents.index, contents.settings
     sides = unet.get("sample_size")
     height, width = (sides, sides) if isinstance(sides, int) else sides or (None, None)
-    labels = index.get("id2label") or {}
+    labels = index.get("id2label")
+    labels = labels if isinstance(labels, dict) else {}
     return {
         "license": license,
         "stock": index.get("_class_name") == "DDPMPipeline",
         "channels": unet.get("out_channels"),
         "height": index.get("output_height") or height,
         "width": index.get("output_width") or width,
-        "classes": [name for _, name in sorted(labels.items(), key=lambda item: int(item[0]))],
+        "classes": [name for _, name in sorted(labels.items(), key=_place_of_label)],
         "conditional": unet.get("num_class_embeds") is not None,
         "parameters": contents.parameters,
         "num_train_timesteps": contents.scheduler.get("num_train_timesteps"),
@@ -59,6 +60,11 @@ def card_values(contents: Contents, license: str | None = None) -> dict[str, Any
         "grids": contents.grids(),
         "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
     }
+
+
+def _place_of_label(item: tuple[str, Any]) -> tuple:
+    label = item[0]
+    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
 
 
 def is_ours(text: str) -> bool:

@@ -16,10 +16,11 @@ import yaml
 from ddpm_hf.checkpoints import checkpoints_of, newest_whole, step_of
 from ddpm_hf.errors import UserError
 
+PARTS = ("unet", "scheduler")
 OF_PIPELINE = (
     "model_index.json",
     "*.py",
-    *(f"{part}/{name}" for part in ("unet", "scheduler") for name in ("*.json", "*.safetensors", "*.py")),
+    *(f"{part}/{name}" for part in PARTS for name in ("*.json", "*.safetensors", "*.py")),
 )
 OF_RUN = (
     "config.yaml",
@@ -39,6 +40,9 @@ STALE = (
     "unet/diffusion_pytorch_model*.safetensors",  # variants too
     "unet/diffusion_pytorch_model.safetensors.index*.json",
     "samples/step-*.png",
+    "evaluation.json",  # which would tell of other weights
+    "evaluation-*.json",
+    "evaluation-*.png",
 )
 
 
@@ -47,8 +51,7 @@ class Contents:
     """Files to publish, path in the repository -> file here, and what they say.
 
     index, unet, scheduler: the pipeline's settings. parameters: of the network. step: that the weights are of.
-    settings, metrics, facts, evaluation: of the run; {} where absent. left_out: files of the pipeline's folder that
-    are not published.
+    settings, metrics, facts, evaluation: of the run; {} where absent.
     """
 
     files: dict[str, Path]
@@ -61,7 +64,6 @@ class Contents:
     metrics: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
     evaluation: dict = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
 
     def grids(self) -> list[str]:
         """The run's sample grids, in the order of their steps."""
@@ -77,7 +79,7 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
         step: of the checkpoint of a run whose pipeline it is to be.
 
     Raises:
-        UserError: if there is no such folder or checkpoint, or no whole pipeline in it.
+        UserError: if there is no such folder or checkpoint, no whole pipeline in it, or one with more components.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the output_dir of a run, or an exported pipeline.")
@@ -92,7 +94,8 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
     index = read_object(pipeline / "model_index.json", folder)
     unet = read_object(pipeline / "unet" / "config.json", folder)
     scheduler = read_object(pipeline / "scheduler" / "scheduler_config.json", folder)
-    files, left_out = _files(pipeline)
+    _refuse_other_components(index, pipeline, folder)
+    files = _matching(pipeline, (*OF_PIPELINE, *OF_RUN, *OWN, "samples/*.png"))
     if pipeline != folder:
         files |= _matching(folder, OF_RUN + OWN)
         files |= _grids(folder, step)
@@ -107,7 +110,6 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
         metrics=metrics,
         facts=_object_or_nothing(folder / "facts.json"),
         evaluation=_object_or_nothing(folder / "evaluation.json"),
-        left_out=left_out,
     )
 
 
@@ -128,6 +130,26 @@ def settings_of(run: Path) -> dict:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def is_private_run(folder: Path) -> bool:
+    """Whether ``folder`` is, or lies in, a run that is not to be public.
+
+    Raises:
+        UserError: if the settings of the run cannot be read, so that it is not known.
+    """
+    folder = folder.resolve()
+    places = [folder, *folder.parents[:3]]  # the last is the run of checkpoints/step-3/pipeline
+    for run in (place for place in places if (place / "config.yaml").is_file()):
+        settings = settings_of(run)
+        if not settings:
+            raise UserError(
+                f"{run.name}/config.yaml, which says whether the run is private, cannot be read; "
+                "give --private or --no-private."
+            )
+        if settings.get("hub_private_repo"):
+            return True
+    return False
 
 
 def is_from_us(index: dict, files: dict[str, Path]) -> bool:
@@ -169,11 +191,10 @@ def without_paths(text: str) -> str:
 # ---- files
 
 
-def _files(pipeline: Path) -> tuple[dict[str, Path], list[str]]:
-    chosen = _matching(pipeline, (*OF_PIPELINE, *OF_RUN, *OWN, "samples/*.png"))
-    everything = [path for path in sorted(pipeline.rglob("*")) if path.is_file()]
-    names = [path.relative_to(pipeline).as_posix() for path in everything]
-    return chosen, [name for name in names if name not in chosen]
+def _refuse_other_components(index: dict, pipeline: Path, folder: Path):
+    for name, entry in index.items():
+        if isinstance(entry, list) and name not in PARTS and (pipeline / name).is_dir():
+            raise UserError(f"model {folder} has a component {name}; a push takes unet and scheduler only.")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

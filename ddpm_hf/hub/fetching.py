@@ -3,6 +3,7 @@
 Code that comes with a model is fetched too, so that it can be read; nothing here runs it.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,8 @@ def fetch(
         cached = None
     except HFValidationError:
         raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
+    if cached is not None and not _is_whole(Path(cached), variant):
+        cached = None  # of single files that were fetched, the client does not know that others are missing
     if cached is not None and Path(cached).name == revision:
         return Path(cached)  # a commit never changes
     attempts = replace(limits, attempts=2) if cached else limits
@@ -81,6 +84,20 @@ def fetch(
         if cached is None or not is_passing(error):
             raise refusal(error, repo_id, revision, limits) from None
     return Path(cached)
+
+
+def _is_whole(folder: Path, variant: str | None) -> bool:
+    """Whether the settings and all parts of the weights are there."""
+    names, (single, _, index) = ["model_index.json", "unet/config.json"], weight_files(variant)
+    if (folder / index).is_file() and not (folder / single).is_file():
+        try:
+            parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        names += {f"unet/{part}" for part in parts}
+    else:
+        names.append(single)
+    return all((folder / name).is_file() for name in names)
 
 
 def refusal(error: Exception, repo_id: str, revision: str | None, limits: Limits = LIMITS) -> UserError:

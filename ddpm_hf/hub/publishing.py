@@ -13,7 +13,16 @@ import yaml
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.card import TEMPLATE, card_values
-from ddpm_hf.hub.contents import STALE, TEXTS, Contents, contents_of, is_from_us, pipeline_in, without_paths
+from ddpm_hf.hub.contents import (
+    STALE,
+    TEXTS,
+    Contents,
+    contents_of,
+    is_from_us,
+    is_private_run,
+    pipeline_in,
+    without_paths,
+)
 from ddpm_hf.hub.retries import USUAL, Limits
 from ddpm_hf.hub.upload import Upload, send
 
@@ -61,13 +70,18 @@ def push(
     refuse_bad_id(repo_id)
     folder = Path(folder)
     contents = contents_of(folder, step)
-    private = contents.settings.get("hub_private_repo") or None if private is None else private
+    private = is_private_run(folder) or None if private is None else private
     license = license or contents.settings.get("hub_license")
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
         scratch = Path(temporary)
         if not is_from_us(contents.index, contents.files):
             contents = _exported_again(contents, folder, scratch / "pipeline")
-        upload = upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
+        try:
+            upload = upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
+            upload = frozen(upload, scratch / "files")  # the run may go on, and write to them
+        except FileNotFoundError as error:
+            name = Path(error.filename).name
+            raise UserError(f"{name} went while it was read, nothing was uploaded; push again.") from None
         return send(upload, token, quiet=quiet)["url"]
 
 
@@ -122,7 +136,7 @@ def frozen(upload: Upload, folder: Path) -> Upload:
         try:
             if not linked:
                 raise OSError
-            os.link(source, target)
+            os.link(os.path.realpath(source), target)  # a link to a relative one, as in the Hub's cache, would dangle
         except OSError:
             shutil.copyfile(source, target)
         files[name] = str(target)
@@ -133,8 +147,8 @@ def _rewritten(path: Path, target: Path) -> Path:
     """A copy of a YAML or JSON file without this machine's folders; the file itself where it names none."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        values = yaml.safe_load(text)  # which reads JSON as well
-    except yaml.YAMLError:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
         return path
     cleaned = _map_texts(values)
     if cleaned == values:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.contents import contents_of, is_private_run, read_object
 from ddpm_hf.hub.fetching import LIMITS, TOLD, refusal, weight_files
 from ddpm_hf.hub.publishing import refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, Limits, again
@@ -63,7 +64,8 @@ def deploy_space(
         space_id: name/space, or a Space of the token's owner.
         model: Hub id, which the Space fetches; or a folder, which is uploaded with it; None is the embedded model.
         revision: branch, tag or commit of a Hub id; None follows its main branch.
-        private: True makes a new Space private, and refuses one that exists and is public.
+        private: True makes a new Space private, and refuses one that exists and is public. None is what the settings
+            of a run's folder say, or else the account's default.
         token: None is the one that is logged in with.
         title: of the page of the Space; None is made of the model's name.
         hardware: that a new Space asks for, such as t4-small; None is the free one.
@@ -112,6 +114,8 @@ def prepared_space(
     values = _secrets(secrets)
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-space-") as temporary:
         shown = _shown(model, revision, token, Path(temporary))
+        if private is None and model is not None and not shown.on_hub:
+            private = is_private_run(Path(model)) or None  # its weights go into the Space
         written = {
             "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, revision=revision),
             "requirements.txt": space_requirements(zero_gpu),
@@ -162,7 +166,6 @@ def _shown(model: str | Path | None, revision: str | None, token: str | None, sc
 
 
 def _model_files(folder: Path, scratch: Path) -> dict[str, Path]:
-    from ddpm_hf.hub.contents import contents_of
     from ddpm_hf.hub.loading import check_classes
     from ddpm_hf.hub.publishing import upload_of
 
@@ -178,7 +181,6 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    from ddpm_hf.hub.contents import read_object
     from ddpm_hf.hub.loading import check_classes
 
     api = HfApi(token=token)
@@ -239,7 +241,9 @@ def space_card(
         front["datasets"] = shown.datasets
     what = f"[{shown.model_id}](https://huggingface.co/{shown.model_id})" if shown.on_hub else shown.title
     command = [f"python -m ddpm_hf deploy-space --space-id {space_id}"]
-    command += [f"--model {shown.model_id}"] * shown.on_hub + [f"--revision {revision}"] * (revision is not None)
+    if shown.model_id is not None:
+        command += [f"--model {shown.model_id if shown.on_hub else 'FOLDER'}"]
+    command += [f"--revision {revision}"] * (revision is not None)
     command += ["--zero-gpu"] * zero_gpu
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"

@@ -297,12 +297,13 @@ def _commit(api, upload: Upload, tagged: str | None) -> str:
     present = _tree(api, upload, head.sha)
     new = {name: path for name, path in upload.files.items() if not _is_same(present.get(name), Path(path))}
     old = [name for name in present if name not in upload.files and _matches(name, upload.stale)]
-    if not new and not old:
-        return head.sha
-    if tagged is not None and not upload.keep_tag:
+    unchanged = not new and not old
+    if tagged is not None and not upload.keep_tag and not (unchanged and tagged == head.sha):
         raise UserError(
             f"the tag {upload.tag} is there already, on commit {tagged[:8]}, nothing was uploaded; choose another."
         )
+    if unchanged:
+        return head.sha
     added = [CommitOperationAdd(name, path) for name, path in sorted(new.items())]
     commit = api.create_commit(
         upload.repo_id,

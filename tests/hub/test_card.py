@@ -173,3 +173,11 @@ def test_names_that_are_no_ascii_or_look_like_yaml(hub, tmp_path):
     card = card_of(hub, "acme/m.1-x_y")
     for said in ("0. 日本", "1. a: [b] | *c* {{ 7 * 7 }}", "- Blüten und mehr", "# m.1-x_y"):
         assert said in card.text
+
+
+def test_labels_that_are_no_numbers_come_last(hub, tmp_path):
+    names = {"ten": "last", "10": "third", "9": "second", "0": "first"}
+    push(a_run(tmp_path / "run", num_class_embeds=4, id2label=names), "alice/m", quiet=True)
+    text = card_of(hub).text
+    places = [text.index(f". {name}") for name in ("first", "second", "third", "last")]
+    assert places == sorted(places)

@@ -256,6 +256,23 @@ def test_offline_from_the_cache(hub, exported, offline, tmp_path):
 
 
 @ONE_STORAGE
+@pytest.mark.parametrize("size", ["10GB", "30KB"])
+def test_a_commit_that_is_half_in_the_cache_is_fetched(hub, pipeline, offline, tmp_path, size):
+    """Single files of it were asked for, by somebody else or before a kill."""
+    model = export_pipeline(tmp_path / "model", pipeline, max_shard_size=size)
+    commit = upload(model)
+    weights = sorted(path.name for path in model.glob("unet/*.safetensors"))
+    for name in ("model_index.json", "unet/config.json", *[f"unet/{name}" for name in weights[1:]]):
+        HfApi().hf_hub_download("alice/shapes", name, revision=commit)
+    if len(weights) > 1:
+        HfApi().hf_hub_download("alice/shapes", f"{WEIGHTS}.index.json", revision=commit)
+    assert digest(load_pipeline("alice/shapes", revision=commit)) == digest(load_pipeline(model))
+    offline()
+    hub.log.clear()
+    assert fetch("alice/shapes", revision=commit).name == commit and hub.log == []
+
+
+@ONE_STORAGE
 def test_what_diffusers_cannot_do_offline_is_said(hub, exported, monkeypatch):
     """By its id, where the pipeline has code. What the line advises works; so does load_pipeline, on the same cache."""
     upload(exported)

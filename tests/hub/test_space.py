@@ -268,6 +268,31 @@ def test_a_model_that_is_not_on_the_hub_goes_into_the_space(hub, exported, tmp_p
     assert not [name for name in names if name.startswith("model/")]
 
 
+@ONE_STORAGE
+def test_a_space_of_a_private_run_is_private(hub, exported, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(exported, run / "pipeline")
+    (run / "config.yaml").write_text("hub_private_repo: true\n")
+    for number, folder in enumerate((run, run / "pipeline")):
+        deploy_space(f"alice/space{number}", folder)
+        assert hub.repos["space", f"alice/space{number}"].private
+    assert deploy("--model", str(run), "--no-private") == 0
+    assert not hub.repos[SPACE].private
+    deploy_space("alice/embedded")
+    assert not hub.repos["space", "alice/embedded"].private
+
+
+@ONE_STORAGE
+def test_the_command_in_a_readme_does_not_take_the_model_away(hub, exported):
+    """Without a folder, it would put the embedded model in its place."""
+    upload(exported, "alice/shapes")
+    for model, named in ((exported, "--model FOLDER"), ("alice/shapes", "--model alice/shapes"), (None, None)):
+        deploy_space("alice/shapes-space", model)
+        command = re.search(r"`(python -m ddpm_hf deploy-space .*?)`", text_of(hub, "README.md"))[1]
+        end = f" {named}" if named else ""
+        assert command == f"python -m ddpm_hf deploy-space --space-id alice/shapes-space{end}"
+
+
 def test_the_space_environment_is_clean(space_python, tmp_path):
     for name, found in (("gradio", True), ("ddpm_hf", False), ("datasets", False), ("pytest", False)):
         result = subprocess.run([space_python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, timeout=120)
