@@ -88,7 +88,8 @@ def fetch(
 
 def _is_whole(folder: Path, variant: str | None) -> bool:
     """Whether the settings and all parts of the weights are there."""
-    names, (single, _, index) = ["model_index.json", "unet/config.json"], weight_files(variant)
+    names = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
+    single, _, index = weight_files(variant)
     if (folder / index).is_file() and not (folder / single).is_file():
         try:
             parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()

@@ -76,12 +76,8 @@ def push(
         scratch = Path(temporary)
         if not is_from_us(contents.index, contents.files):
             contents = _exported_again(contents, folder, scratch / "pipeline")
-        try:
-            upload = upload_of(contents, repo_id, scratch, private=private, tag=tag, license=license, limits=limits)
-            upload = frozen(upload, scratch / "files")  # the run may go on, and write to them
-        except FileNotFoundError as error:
-            name = Path(error.filename).name
-            raise UserError(f"{name} went while it was read, nothing was uploaded; push again.") from None
+        options = {"private": private, "tag": tag, "license": license, "limits": limits}
+        upload = frozen_upload_of(contents, repo_id, scratch, **options)
         return send(upload, token, quiet=quiet)["url"]
 
 
@@ -121,6 +117,19 @@ def upload_of(
         card = card_values(contents, license)
     message = "Upload model" if contents.step is None else f"Upload model of step {contents.step:,}"
     return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
+
+
+def frozen_upload_of(contents: Contents, repo_id: str, scratch: Path, **options) -> Upload:
+    """``upload_of``, from files that stay as they are; for a run may go on, and write to its own.
+
+    Raises:
+        UserError: if a file holds a token, or one goes while it is read.
+    """
+    try:
+        return frozen(upload_of(contents, repo_id, scratch, **options), scratch / "files")
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise UserError(f"{name} went while it was read, nothing was uploaded; do it again.") from None
 
 
 def frozen(upload: Upload, folder: Path) -> Upload:

@@ -15,7 +15,7 @@ import yaml
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.contents import contents_of, is_private_run, read_object
 from ddpm_hf.hub.fetching import LIMITS, TOLD, refusal, weight_files
-from ddpm_hf.hub.publishing import refuse_bad_id
+from ddpm_hf.hub.publishing import frozen_upload_of, refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, Limits, again
 from ddpm_hf.hub.upload import Upload, send
 
@@ -167,13 +167,12 @@ def _shown(model: str | Path | None, revision: str | None, token: str | None, sc
 
 def _model_files(folder: Path, scratch: Path) -> dict[str, Path]:
     from ddpm_hf.hub.loading import check_classes
-    from ddpm_hf.hub.publishing import upload_of
 
     contents = contents_of(folder)
     check_classes(contents.index, folder)
     if not _matching(contents.files, weight_files()):
         raise UserError(f"model {folder} has no safetensors weights; a Space loads no others.")
-    files = upload_of(contents, "a/model", scratch).files  # as a push would send them
+    files = frozen_upload_of(contents, "a/model", scratch).files  # as a push would send them
     return {name: Path(files[name]) for name in _matching(files, [*OF_MODEL, *weight_files()])}
 
 

@@ -20,7 +20,8 @@ from ddpm_hf.__main__ import main
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import deploy_space, export_pipeline, load_pipeline
-from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, space_requirements
+from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, prepared_space, space_requirements
+from ddpm_hf.hub.upload import send
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
 SPACE = ("space", "alice/shapes-space")
@@ -280,6 +281,19 @@ def test_a_space_of_a_private_run_is_private(hub, exported, tmp_path, capsys):
     assert not hub.repos[SPACE].private
     deploy_space("alice/embedded")
     assert not hub.repos["space", "alice/embedded"].private
+
+
+@ONE_STORAGE
+def test_a_space_of_a_run_that_goes_on(hub, exported, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exported, run / "pipeline")
+    (run / "metrics.jsonl").write_text('{"step": 3}\n')
+    with prepared_space("alice/shapes-space", run) as (prepared, _):
+        (run / "metrics.jsonl").write_text("later")
+        shutil.rmtree(run / "pipeline")
+        send(prepared, quiet=True)
+    assert text_of(hub, "model/metrics.jsonl") == '{"step": 3}\n'
+    assert "model/unet/diffusion_pytorch_model.safetensors" in files_of(hub)
 
 
 @ONE_STORAGE
