@@ -17,7 +17,7 @@ from ddpm_hf.sampling import generate, with_sampler
 from ddpm_hf.ui import runs, tasks
 from ddpm_hf.ui.runs import Engine, Window, generate_for_program, stream_to_stage
 
-REQUEST = {"num_images": 4, "steps": 6, "seed": 11}
+REQUEST = {"num_images": 4, "steps": 6, "seed": 11, "sampler": "dpm", "guidance_scale": 1.0}
 
 
 async def collected(stream) -> list:

@@ -20,7 +20,7 @@ from ddpm_hf.ui.comparison import stream_comparison
 from ddpm_hf.ui.forward import stream_from
 from ddpm_hf.ui.runs import Engine, generate_for_program, stream_to_stage
 
-REQUEST = {"num_images": 2, "steps": 4, "seed": 3}
+REQUEST = {"num_images": 2, "steps": 4, "seed": 3, "sampler": "dpm", "guidance_scale": 1.0}
 
 
 @pytest.fixture
