@@ -7,6 +7,7 @@ import base64
 import json
 import math
 import random
+import re
 import socket
 import struct
 import uuid
@@ -133,12 +134,27 @@ class Target:
             try:
                 for part in parts:
                     connection.sendall(part)
-                answer = connection.recv(65_536)
+                answer = whole_answer(connection)
             except (ConnectionError, TimeoutError):
                 return Seen("closed")
         if not answer.startswith(b"HTTP/1."):
             return Seen("closed")
         return Seen(int(answer.split()[1]), line_in(answer.partition(b"\r\n\r\n")[2]))
+
+
+def whole_answer(connection: socket.socket) -> bytes:
+    """Head and body of the first answer: they may come one after the other."""
+    answer = connection.recv(65_536)
+    while answer and len(answer) < 65_536:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        if b"\r\n\r\n" in answer and len(body) >= int(length[1] if length else 0):
+            break
+        piece = connection.recv(65_536)
+        if not piece:
+            break
+        answer += piece
+    return answer
 
 
 def line_in(body: bytes) -> str:
