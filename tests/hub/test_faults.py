@@ -124,7 +124,14 @@ def test_an_interrupted_push_publishes_nothing_and_leaves_no_process(hub, tmp_pa
     folder = export_pipeline(tmp_path / "model", tiny_pipeline())
     fault = hub.fault("POST", "/commit/main", delay=20.0)
     command = [sys.executable, "-m", "ddpm_hf", "push", str(folder), "--repo-id", "alice/m"]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while not fault.hits:
         assert process.poll() is None and time.monotonic() < deadline
