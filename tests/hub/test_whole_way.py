@@ -84,7 +84,7 @@ def test_from_pictures_to_a_live_space(hub, tmp_path, diffusers_python, space_py
 
     space = StartedSpace(hub.repos["space", "alice/your-space"], space_python, tmp_path / "space")
     try:
-        images = generated(space.url, class_name="Bag", sampler="ddpm", **SETTINGS)
+        images = generated(space.url, class_name="Bag", sampler="ddpm", guidance_scale=1.0, **SETTINGS)
     finally:
         space.stop()
     # the same pictures, though the app may compute in bfloat16: those of other seeds are a hundred levels apart
