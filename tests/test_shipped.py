@@ -23,7 +23,11 @@ def test_the_weights_are_small_enough():
 def test_no_copies_of_training_images_were_found():
     found = recorded("evaluation.json")
     assert found["findings"] == []
-    assert found["protocol"]["num_images"] == 5_000
+
+
+@pytest.mark.xfail(reason="scored on 5,000 images for want of CPU time; 10,000 is what was asked for", strict=True)
+def test_the_scores_are_of_ten_thousand_images():
+    assert recorded("evaluation.json")["protocol"]["num_images"] == 10_000
 
 
 @pytest.mark.slow
