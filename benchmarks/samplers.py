@@ -1,6 +1,7 @@
 """Quality and time of samplers on one set of weights: the table, the plot and the ratios of the README.
 
     python -m benchmarks.samplers --dataset DIR [--model FOLDER] [--num-images 1000] [--long-images 500]
+                                  [--guidance-scale 1]
 
 Quality is the Frechet distance of the features of generated images (of seeds 0, 1, ..., classes in turn) to those of
 the data set's test split, by ``ddpm_hf.evaluation``. Samplers of more than 100 network calls make ``--long-images``,
@@ -8,13 +9,15 @@ and all others are scored on as many, too, so that the last column compares all.
 three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come, and not measured again;
 ``--times-again`` takes the seconds of all lines anew, where the machine was busy when they were made.
 
-At the end: the seed's sampling loop (float32, NCHW, all steps) and diffusers' own pipeline (float32, NCHW) on the same
-weights and the same 16 images, timed in the same run as our best of at most 20 steps.
+At the end: the seed's sampling loop (float32, NCHW, all steps, guided as ours is) on the same weights and the same 16
+images, timed in the same run as our best of at most 20 steps; and diffusers' own pipeline (float32, NCHW), which knows
+no guidance, against ours without guidance at as many steps.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import platform
 import sys
 import time
@@ -91,12 +94,12 @@ def labels_of(pipeline: MyDDPMPipeline, count: int) -> list[int] | None:
 
 
 @torch.inference_mode()
-def seconds(pipeline: MyDDPMPipeline, steps: int) -> tuple[float, int]:
+def seconds(pipeline: MyDDPMPipeline, steps: int, guidance: float) -> tuple[float, int]:
     """Best time for 16 images, and the calls of the network."""
     times = []
     for _ in range(1 if steps > MOST_CALLS else 3):
         start = time.perf_counter()
-        *_, last = pipeline.denoise(TIMED_IMAGES, labels_of(pipeline, TIMED_IMAGES), 1.0, steps, seed=0)
+        *_, last = pipeline.denoise(TIMED_IMAGES, labels_of(pipeline, TIMED_IMAGES), guidance, steps, seed=0)
         pipeline.postprocess(last.sample)
         times.append(time.perf_counter() - start)
     return min(times), last.index + 1
@@ -104,9 +107,9 @@ def seconds(pipeline: MyDDPMPipeline, steps: int) -> tuple[float, int]:
 
 def measure(pipeline, name: str, steps: int, options, extractor: FeatureExtractor, real: torch.Tensor) -> dict:
     sampler = with_scheduler(pipeline, name)
-    best, calls = seconds(sampler, steps)
+    best, calls = seconds(sampler, steps, options.guidance_scale)
     count = options.long_images if steps > MOST_CALLS else max(options.num_images, options.long_images)
-    images: ImageSet = generated_images(sampler, count, steps=steps)
+    images: ImageSet = generated_images(sampler, count, steps=steps, guidance_scale=options.guidance_scale)
     features = extractor(images.images).features
     line = {"sampler": name, "steps": steps, "calls": calls, "seconds": best}
     if steps <= MOST_CALLS:
@@ -119,8 +122,8 @@ def measure(pipeline, name: str, steps: int, options, extractor: FeatureExtracto
 
 
 @torch.inference_mode()
-def seed_seconds(pipeline: MyDDPMPipeline) -> float:
-    """The seed's sampling: float32, NCHW, every one of its steps, noise of variance beta."""
+def seed_seconds(pipeline: MyDDPMPipeline, guidance: float) -> float:
+    """The seed's sampling: float32, NCHW, every one of its steps, noise of variance beta; guided by two predictions."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     labels = labels_of(pipeline, TIMED_IMAGES)
     device = pipeline.device
@@ -131,6 +134,9 @@ def seed_seconds(pipeline: MyDDPMPipeline) -> float:
     for t in tqdm(range(len(scheduler) - 1, -1, -1), desc="the seed's loop", leave=False):
         time_tensor = (torch.ones(TIMED_IMAGES, 1, device=device) * t).long()
         eta_theta = unet(x, time_tensor.reshape(-1), labels).sample
+        if guidance != 1:
+            eta_null = unet(x, time_tensor.reshape(-1), torch.full_like(labels, pipeline.num_classes)).sample
+            eta_theta = eta_null + guidance * (eta_theta - eta_null)
         alpha_t, alpha_t_bar, beta_t = scheduler.alphas[t], scheduler.alphas_cumprod[t], scheduler.betas[t]
         x = (1 / alpha_t.sqrt()) * (x - (1 - alpha_t) / (1 - alpha_t_bar).sqrt() * eta_theta)
         if t > 0:
@@ -166,16 +172,19 @@ def compare(pipeline: MyDDPMPipeline, lines: list[dict], options):
     target = min(long, key=lambda line: line["fid_long"])
     enough = [line for line in few if line["fid_long"] <= 1.02 * target["fid_long"]]
     best = min(enough, key=lambda line: line["calls"]) if enough else min(few, key=lambda line: line["fid_long"])
-    ours, _ = seconds(with_scheduler(pipeline, best["sampler"]), best["steps"])
+    sampler = with_scheduler(pipeline, best["sampler"])
+    ours, _ = seconds(sampler, best["steps"], options.guidance_scale)
+    unguided, _ = seconds(sampler, best["steps"], 1.0)
     other = plain(options.model)
-    seed, stock = seed_seconds(other), stock_seconds(other, best["calls"])
+    seed, stock = seed_seconds(other, options.guidance_scale), stock_seconds(other, best["calls"])
     print(f"\n1000 steps: {target['sampler']}, FID {target['fid_long']:.3f} of {options.long_images} images")
     print(
         f"{best['sampler']}, {best['steps']} steps: FID {best['fid_long']:.3f}, "
         f"{best['fid_long'] / target['fid_long']:.3f} times that"
     )
     print(f"16 images: ours {ours:.3f} s; the seed's loop {seed:.2f} s, {seed / ours:.0f} x; ", end="")
-    print(f"diffusers' DDIMPipeline at {best['calls']} steps {stock:.3f} s, {stock / ours:.2f} x")
+    print(f"without guidance {unguided:.3f} s, diffusers' DDIMPipeline at as many steps {stock:.3f} s, ", end="")
+    print(f"{stock / unguided:.2f} x")
 
 
 # ---- telling
@@ -217,6 +226,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--dataset", required=True, help="what it was trained on, as for train.py")
     parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--long-images", type=int, default=500)
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of a class-conditional model; 1 is off")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--steps", nargs="+", type=int, help="only these numbers of steps")
     parser.add_argument("--features", default="auto")
@@ -226,9 +236,13 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--no-peers", action="store_true", help="leave out the seed's loop and diffusers' pipeline")
     options = parser.parse_args(argv)
 
+    if not math.isfinite(options.guidance_scale):
+        raise UserError(f"--guidance-scale is {options.guidance_scale}; a finite number would be right.")
     device = best_device()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}", flush=True)
     pipeline = load_pipeline(options.model, dtype=best_dtype(device), device=device)
+    if pipeline.num_classes is None and options.guidance_scale != 1:
+        raise UserError("the model has no classes to guide towards; --guidance-scale 1 would be right.")
     config = pipeline.unet.config
     mode = "L" if config.in_channels == 1 else "RGB"
     _, test = open_data(
@@ -250,9 +264,10 @@ def main(argv: list[str] | None = None):
         "reference": test.fingerprint,
         "features": extractor.name,
         "images": [options.num_images, options.long_images],
+        "guidance": options.guidance_scale,
     }
     if any(line["of"] != of for line in lines):
-        raise UserError(f"{options.output} is of another model, data set, features or number of images.")
+        raise UserError(f"{options.output} is of another model, data set, features, number of images or guidance.")
     done = {(line["sampler"], line["steps"]) for line in lines}
     for name in options.samplers:
         for steps in SAMPLERS[name][2]:
@@ -263,7 +278,8 @@ def main(argv: list[str] | None = None):
                 file.write(json.dumps(lines[-1]) + "\n")
     if options.times_again:
         for line in tqdm(lines, desc="times", leave=False):
-            line["seconds"], _ = seconds(with_scheduler(pipeline, line["sampler"]), line["steps"])
+            sampler = with_scheduler(pipeline, line["sampler"])
+            line["seconds"], _ = seconds(sampler, line["steps"], options.guidance_scale)
         write_whole(options.output, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in lines)))
     print_table(lines, options)
     if options.plot:

@@ -96,10 +96,22 @@ def test_the_peers_and_the_ratios(model, capsys):
         {"sampler": "DPM++ 2M, trailing", "steps": 10, "calls": 10, "seconds": 0.1, "fid": 9.0, "fid_long": 10.1},
         {"sampler": "DPM++ 2M, trailing", "steps": 15, "calls": 15, "seconds": 0.1, "fid": 9.0, "fid_long": 9.0},
     ]
-    samplers.compare(load_pipeline(model), lines, argparse.Namespace(model=model, long_images=500))
+    samplers.compare(load_pipeline(model), lines, argparse.Namespace(model=model, long_images=500, guidance_scale=1.5))
     out = capsys.readouterr().out
     assert "DPM++ 2M, trailing, 10 steps: FID 10.100, 1.010 times that" in out
-    assert "the seed's loop" in out and "DDIMPipeline at 10 steps" in out
+    assert "the seed's loop" in out and "DDIMPipeline at as many steps" in out
+
+
+def test_guidance_reaches_the_scores_of_the_table(model, tmp_path):
+    common = ["--model", model, "--dataset", DATA, "--num-images", "20", "--long-images", "10", "--no-peers"]
+    common += ["--features", moments_file(tmp_path / "moments.pt"), "--samplers", "DDIM", "--steps", "5"]
+    scores = {}
+    for scale in ("1", "1.5"):
+        file = tmp_path / f"{scale}.jsonl"
+        samplers.main([*common, "--guidance-scale", scale, "--output", str(file)])
+        line = json.loads(file.read_text())
+        scores[line["of"]["guidance"]] = line["fid"]
+    assert set(scores) == {1.0, 1.5} and scores[1.0] != scores[1.5]
 
 
 @pytest.mark.slow
