@@ -152,7 +152,7 @@ class FromPicture:
         """The one task."""
         (task,) = tasks
         settings, pipeline = task.settings, task._sampler(model)
-        steps = pipeline.scheduler.num_inference_steps
+        steps, timesteps = pipeline.scheduler.num_inference_steps, pipeline.scheduler.timesteps.tolist()
         x_0 = to_network(model, Image.open(io.BytesIO(task.picture)))
         x_t = add_noise(model, x_0, starting_noise(model.pipeline, settings.seeds), task.t)
         stream = pipeline.denoise(
@@ -163,7 +163,7 @@ class FromPicture:
             generator=_after_noise(model, settings.seeds),
             latents=x_t * _scale_at_start(pipeline),
         )
-        yield from Film(model, [(pipeline, stream)], x_t, task.t, task.totals(model)[0]).frames([settings.num_images])
+        yield from Film(model, [(pipeline, stream)], x_t, timesteps).frames([settings.num_images])
 
     def _sampler(self, model: Model) -> MyDDPMPipeline:
         """The sampler of the process's first t + 1 timesteps, with the share of the steps that falls on them."""

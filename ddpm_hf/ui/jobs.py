@@ -309,20 +309,24 @@ class Kept:
 
     def __init__(self, most: int):
         self._most, self._bytes = most, 0
-        self._frames: list[Frame] = []
+        self._frames: dict[tuple[int, int], Frame] = {}
 
     def add(self, frame: Frame):
-        self._frames.append(frame)
-        self._bytes += frame.num_bytes
+        key = (frame.lane, frame.index)
+        before = self._frames.get(key)  # the start, which comes twice
+        self._frames[key] = frame
+        self._bytes += frame.num_bytes - (before.num_bytes if before else 0)
         if self._bytes > self._most:
-            self._frames = [old._replace(src="") for old in self._frames if old.pixels is not None]
+            kept = {key: old for key, old in self._frames.items() if old.pixels is not None}
+            self._frames = {key: old._replace(src="") for key, old in kept.items()}
 
     def put(self, cache: Cache, task: Task):
+        frames = tuple(self._frames.values())
         if self._bytes <= self._most:
-            cache.put(task, tuple(self._frames), self._bytes)
+            cache.put(task, frames, self._bytes)
         else:
-            film = [frame._replace(src="") for frame in self._frames if frame.pixels is not None]
-            cache.put(film_of(task), tuple(film), sum(frame.num_bytes for frame in film))
+            film = tuple(frame._replace(src="") for frame in frames if frame.pixels is not None)
+            cache.put(film_of(task), film, sum(frame.num_bytes for frame in film))
 
 
 def film_of(task: Task):

@@ -16,8 +16,9 @@ def make_stage(**options) -> gr.HTML:
         tile: width and height of an image in pixels.
         seeds, names: for every image, its seed, and the name of its class or None.
         settings: the checked request.
-        frames: by index, "0" being the noise, the newest ones: {"t": timestep, "at": seconds, "src": data URL of the
-            images side by side, x_t above x_0}.
+        frames: by index, "0" being the noise, the newest ones: {"t": timestep of x_t, None for the finished images,
+            "at": seconds, "src": data URL of the images side by side, x_t above the x_0 predicted from it}; see
+            ``tasks.Frame``. "0" comes twice, without and with its x_0, all others once.
     """
     return make_part("stage(element, props, watch)", **options)
 

@@ -23,16 +23,20 @@ MAX_FILM_BYTES = 2**24  # of the pixels that are kept of a run: large images lea
 
 
 class Frame(NamedTuple):
-    """What one call of the network made of the images of one task.
+    """A point on the way of the images of one task: x_t, its t, and the x_0 that the network predicts from this x_t.
 
-    lane: of a comparison, else 0. index: 0 for the start, the number of calls for the finished images. t: timestep.
-    seconds: that the lane has computed. src: data URL of x_t above x_0. pixels: uint8 (N, H, W) or (N, H, W, 3) of x_t,
-    of those frames that an animation shows.
+    The three belong to one call of the network, the one that is given x_t and t; a frame is there once that call is
+    made. Two have none. The start comes before its call, x_0 left gray, and a second time after it. The finished
+    images stand at no timestep of the schedule and are their own x_0.
+
+    lane: of a comparison, else 0. index: how many calls have led to x_t: 0 for the start, all of them for the finished
+    images. t: timestep, None for the finished images. seconds: that the lane has computed. src: data URL of x_t above
+    x_0. pixels: uint8 (N, H, W) or (N, H, W, 3) of x_t, of those frames that an animation shows.
     """
 
     lane: int
     index: int
-    t: float
+    t: float | None
     seconds: float
     src: str
     pixels: np.ndarray | None
@@ -78,13 +82,22 @@ class Generation:
         yield from film.frames([task.settings.num_images for task in tasks])
 
 
+class Still(NamedTuple):
+    """A frame before it is a picture; x_t and x_0 (B, C, S, S) are fit for looking at."""
+
+    index: int
+    t: float | None
+    x_t: torch.Tensor
+    x_0: torch.Tensor
+
+
 class Film:
     """Denoising that is watched: the steps of one sampler, taken together by parts of a bearable length.
 
     Args:
         parts: a pipeline with its sampler, and its ``denoise``, for every so many of the images.
-        start: x_t (B, C, S, S) before the first step, of variance 1, and t: its timestep.
-        total: number of steps.
+        start: x_t (B, C, S, S) before the first step, of variance 1.
+        timesteps: t of every call of the network for an image.
     """
 
     def __init__(
@@ -92,14 +105,14 @@ class Film:
         model: Model,
         parts: Sequence[tuple[MyDDPMPipeline, Iterator[DenoisingStep]]],
         start: torch.Tensor,
-        t: float,
-        total: int,
+        timesteps: Sequence[float],
     ):
-        self._model, self._parts, self._start, self._t, self.total = model, parts, start, t, total
+        self._model, self._parts, self._start = model, parts, start
+        self._first_t, self.total = timesteps[0], len(timesteps)
         self.seconds = 0.0  # computed, without what happened between two steps
         size = len(start) * model.image_size[0] * model.image_size[1] * start.shape[1]
         count = max(2, min(ANIMATION_FRAMES, MAX_FILM_BYTES // size))
-        self._shown = {index + 1 for index in pick_frames(count, total)} | {total}
+        self._shown = {index + 1 for index in pick_frames(count, self.total)} | {self.total}
 
     @classmethod
     def from_noise(cls, model: Model, settings: Settings, seeds: Sequence[int], labels: Sequence[int] | None) -> "Film":
@@ -112,11 +125,12 @@ class Film:
             theirs = None if labels is None else list(labels[first : first + size])
             parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, settings.steps, seed=some)))
         noise = starting_noise(model.pipeline, seeds)
-        return cls(model, parts, noise, model.timesteps, calls_of(model, settings.sampler, settings.steps))
+        return cls(model, parts, noise, timesteps_of(model, settings.sampler, settings.steps))
 
-    def steps(self) -> Iterator[DenoisingStep | None]:
-        """x_t fit for looking at, the start first; None after a call that made only a part of a step."""
-        yield DenoisingStep(-1, float(self._t), self._start, torch.zeros_like(self._start))
+    def stills(self) -> Iterator[Still | None]:
+        """The way as ``Frame`` tells it; None after a call that made only a part of a step."""
+        x_t = self._start
+        yield Still(0, self._first_t, x_t, torch.zeros_like(x_t))
         for index in range(self.total):
             made = []
             for i, (pipeline, stream) in enumerate(self._parts):
@@ -126,24 +140,27 @@ class Film:
                 step = next(stream)
                 made.append((pipeline.unit_variance(step.sample), step.pred_original_sample))
                 self.seconds += time.perf_counter() - began
-            samples, originals = (torch.cat(tensors) for tensors in zip(*made))
-            yield DenoisingStep(index, step.timestep, samples, originals)
+            x_next, x_0 = (torch.cat(tensors) for tensors in zip(*made))
+            yield Still(index, step.timestep, x_t, x_0)
+            x_t = x_next
+        yield Still(self.total, None, x_t, x_t)
 
     def frames(self, counts: Sequence[int], lane: int = 0) -> Iterator[Item]:
         """A frame for each of the tasks, of which the i-th has ``counts[i]`` of the images."""
-        for step in self.steps():
-            if step is None:
+        for still in self.stills():
+            if still is None:
                 yield None
                 continue
-            pairs = zip(step.sample.split(list(counts)), step.pred_original_sample.split(list(counts)))
-            yield [self._frame(step, x_t, x_0, lane) for x_t, x_0 in pairs]
+            pairs = zip(still.x_t.split(list(counts)), still.x_0.split(list(counts)))
+            yield [self._frame(still, x_t, x_0, lane) for x_t, x_0 in pairs]
 
-    def _frame(self, step: DenoisingStep, x_t: torch.Tensor, x_0: torch.Tensor, lane: int) -> Frame:
-        index, pipeline, pixels = step.index + 1, self._model.pipeline, None
-        source = encode_frame(pipeline, x_t, x_0.to(x_t.device), exact=index == self.total)
-        if index in self._shown:
+    def _frame(self, still: Still, x_t: torch.Tensor, x_0: torch.Tensor, lane: int) -> Frame:
+        pipeline, pixels = self._model.pipeline, None
+        source = encode_frame(pipeline, x_t, x_0.to(x_t.device), exact=still.index == self.total)
+        if still.index in self._shown:
             pixels = np.stack([np.asarray(image) for image in pipeline.postprocess(x_t)])
-        return Frame(lane, index, round(step.timestep, 1), round(self.seconds, 3), source, pixels)
+        t = None if still.t is None else round(still.t, 1)
+        return Frame(lane, still.index, t, round(self.seconds, 3), source, pixels)
 
 
 def labels_of(pipeline: MyDDPMPipeline, settings: Settings) -> list[int] | None:
@@ -153,6 +170,11 @@ def labels_of(pipeline: MyDDPMPipeline, settings: Settings) -> list[int] | None:
 
 def calls_of(model: Model, sampler: str, steps: int) -> int:
     """How many frames a run has after the first: the calls of the network for every image, guidance aside."""
+    return len(timesteps_of(model, sampler, steps))
+
+
+def timesteps_of(model: Model, sampler: str, steps: int) -> list[float]:
+    """t of every call of the network for an image."""
     scheduler = with_sampler(model.pipeline, sampler).scheduler
     scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
+    return scheduler.timesteps.tolist()

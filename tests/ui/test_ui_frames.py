@@ -11,6 +11,7 @@ from ddpm_hf.figures import make_grid
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import with_sampler
 from ddpm_hf.ui.frames import encode_frame, starting_noise
+from ddpm_hf.ui.tasks import Film
 
 
 def decoded(url: str) -> Image.Image:
@@ -61,3 +62,29 @@ def test_finished_images_are_shown_as_they_are(engine, name):
     pipeline = with_sampler(engine.pipeline, name)
     *_, step = pipeline.denoise(2, [0] * 2, 1.0, 3, seed=0)
     assert torch.equal(pipeline.unit_variance(step.sample), step.sample)
+
+
+@pytest.mark.parametrize("which", ["engine", "plain_engine"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_x_t_t_and_x_0_of_a_frame_belong_together(which, name, request):
+    """Asked again, the network answers for x_t and t of every frame with its x_0; the last has neither noise nor t."""
+    model = request.getfixturevalue(which).models.first
+    guidance = 2.0 if model.limits.classes else 1.0
+    labels = [0, 1] if model.limits.classes else None
+    settings = model.limits.check(num_images=2, sampler=name, steps=7, guidance_scale=guidance, seed=3)
+    with torch.inference_mode():
+        noise, *stills, last = Film.from_noise(model, settings, [3, 4], labels).stills()
+        pipeline = with_sampler(model.pipeline, name)
+        pipeline.scheduler.set_timesteps(7)
+        assert [still.t for still in stills] == pipeline.scheduler.timesteps.tolist()
+        for still in stills:
+            called = labels if labels is None else torch.tensor(labels)
+            epsilon = pipeline._predict(still.x_t, torch.tensor(still.t), called, guidance)
+            alpha_bar = model.pipeline.scheduler.alphas_cumprod[int(still.t)]
+            x_0 = (still.x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
+            most = 1e-3 + 2e-4 / alpha_bar.sqrt()  # what rounding epsilon makes of x_0
+            assert (still.x_0.clamp(-1, 1) - x_0.clamp(-1, 1)).abs().max() < most, (still.index, still.t)
+        *_, step = pipeline.denoise(2, labels, guidance, 7, seed=3)
+    assert (noise.index, noise.t) == (0, stills[0].t) and torch.equal(noise.x_t, stills[0].x_t)
+    assert [still.index for still in [*stills, last]] == list(range(len(stills) + 1))
+    assert last.t is None and torch.equal(last.x_t, step.sample) and torch.equal(last.x_0, last.x_t)

@@ -9,13 +9,14 @@ import time
 import gradio as gr
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from test_ui_frames import decoded
 
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import generate, with_sampler
 from ddpm_hf.ui import runs, tasks
 from ddpm_hf.ui.runs import Engine, Window, generate_for_program, stream_to_stage
+from ddpm_hf.ui.tasks import Generation
 
 REQUEST = {"num_images": 4, "steps": 6, "seed": 11, "sampler": "dpm", "guidance_scale": 1.0}
 
@@ -64,7 +65,37 @@ def test_values_describe_the_run(engine):
     assert values[-1]["seeds"] == [11, 12, 13, 14]
     assert values[-1]["names"] == [["circle", "square", "<b>star</b>"][seed % 3] for seed in values[-1]["seeds"]]
     times = [frame["t"] for _, frame in sorted(values[-1]["frames"].items(), key=lambda item: int(item[0]))]
-    assert times[0] == 1000 and times == sorted(times, reverse=True)
+    scheduler = with_sampler(engine.pipeline, "dpm").scheduler
+    scheduler.set_timesteps(6)
+    assert times == [*scheduler.timesteps, None]
+
+
+def test_the_start_has_its_prediction_once_there_is_one(engine, monkeypatch):
+    """At once the noise, above nothing; after the first call the same noise, above what the network makes of it."""
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
+
+    async def slowly() -> list:
+        seen = []
+        with engine.lock:
+            stream = stream_to_stage(engine, REQUEST)
+            await anext(stream)
+        async for value in stream:
+            seen += [value["frames"]["0"]] if "0" in value["frames"] else []
+        return seen
+
+    starts = asyncio.run(slowly())
+    stream = Generation.run(engine.models.first, [asyncio.run(engine.generation(REQUEST))[1]])
+    (early,), (whole,) = next(stream), next(stream)
+    assert starts[-1]["src"] == whole.src != early.src and starts[-1]["t"] == early.t == whole.t
+    upper, lower = (
+        [decoded(frame.src).crop(box) for frame in (early, whole)] for box in [(0, 0, 28, 28), (0, 28, 28, 56)]
+    )
+    assert max(high for _, high in ImageChops.difference(*(image.convert("RGB") for image in upper)).getextrema()) < 60
+    assert (
+        len(set(np.asarray(lower[0].convert("L")).ravel())) < 10 < len(set(np.asarray(lower[1].convert("L")).ravel()))
+    )
+    again = drain(stream_to_stage(engine, REQUEST))[-1]
+    assert again["cached"] and again["frames"]["0"] == starts[-1]  # only the whole one is kept
 
 
 def test_one_class_for_all(engine):

@@ -3,11 +3,15 @@
 class Film {
   constructor(total) {
     this.total = total; // index of the last frame
-    this.frames = []; // { t, at, src, image }: x_t of all images above their predicted x_0
+    this.frames = []; // { t, at, src, image }: x_t of all images above the x_0 predicted from it
   }
 
   add(arrived) {
-    for (const [index, frame] of Object.entries(arrived)) this.frames[Number(index)] ??= { ...frame };
+    for (const [key, frame] of Object.entries(arrived)) {
+      const index = Number(key);
+      // the start comes a second time, with its predicted x_0
+      if (!this.frames[index] || (index === 0 && this.frames[0].src !== frame.src)) this.frames[index] = { ...frame };
+    }
   }
 
   get newest() {
