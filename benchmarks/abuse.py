@@ -10,9 +10,11 @@ import random
 import re
 import socket
 import struct
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -465,7 +467,7 @@ LONG = {"num_images": 16, "sampler": "ddpm", "steps": 1000}
 def behaviour_abuses() -> list[Abuse]:
     return [
         Abuse("joins that are never read", unread_joins, (200,)),
-        Abuse("four jobs of one session", jobs_of_one_session, (429,), "requests of yours are waiting"),
+        Abuse("six jobs of one session at once", jobs_of_one_session, (429,), "requests of yours are waiting"),
         Abuse("nine tabs", jobs_of_one_address, (429,), "from your address"),
         Abuse("a tab closed while it runs", tab_closed, (200,)),
         Abuse("a tab closed before the first frame", tab_closed_at_once, (200,)),
@@ -490,8 +492,18 @@ def unread_joins(target: Target) -> Seen:
 
 
 def jobs_of_one_session(target: Target) -> Seen:
-    session = uuid.uuid4().hex
-    return [_join_long(target, session)[0] for _ in range(4)][-1]
+    """Three are taken. Where the queue is full, an unread job may be let go after three seconds, and makes room for
+    another: answers that took longer tell nothing, and are asked for again."""
+    for _ in range(5):
+        session, began = uuid.uuid4().hex, time.monotonic()
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _, session=session: _join_long(target, session)[0], range(6)))
+        refusals = [answer for answer in answers if answer.how != 200]
+        if len(refusals) >= 3:
+            return next((answer for answer in refusals if answer.how != 429), refusals[-1])
+        if time.monotonic() - began < 3:
+            break
+    return Seen(200, f"{6 - len(refusals)} jobs of one session were taken")
 
 
 def jobs_of_one_address(target: Target) -> Seen:

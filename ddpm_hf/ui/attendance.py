@@ -27,6 +27,7 @@ class AttendedQueue(Queue):
     journal: Journal
     readers: Counter  # open streams by session
     closing: bool
+    admission: asyncio.Lock  # jobs are counted and taken in one by one
 
     @classmethod
     def take_over(cls, page: gr.Blocks, journal: Journal) -> "AttendedQueue":
@@ -36,7 +37,7 @@ class AttendedQueue(Queue):
         queue.journal, queue.readers, queue.closing = journal, Counter(), False
         queue.ANALYTICS_MAX_EVENTS = KEPT_ANALYTICS
         queue.sleep_when_free = 0.005  # Gradio looks a thousand times a second
-        queue._idle_sessions = set()
+        queue._idle_sessions, queue.admission = set(), asyncio.Lock()
         return queue
 
     # ---- who is there
@@ -71,11 +72,12 @@ class AttendedQueue(Queue):
         if self.closing:
             raise HTTPException(503, "The server is stopping: try again in a minute.")
         address = request.scope.get("ddpm_hf.address", "")
-        await self._check_number_of_jobs(body.session_hash, address)
-        answer = await super().push(body, request, username)
-        if event := self.event_ids_to_events.get(answer[1] if answer[0] else None):
-            event.address, event.outcome, event.first = address, None, None
-        return answer
+        async with self.admission:
+            await self._check_number_of_jobs(body.session_hash, address)
+            answer = await super().push(body, request, username)
+            if event := self.event_ids_to_events.get(answer[1] if answer[0] else None):
+                event.address, event.outcome, event.first = address, None, None
+            return answer
 
     async def _check_number_of_jobs(self, session: str | None, address: str):
         if len(self.jobs()) >= MAX_JOBS or (self.max_size and len(self) >= self.max_size):

@@ -5,11 +5,16 @@ import json
 import logging
 import os
 
+import fastapi
+import gradio as gr
 import pytest
+from gradio.data_classes import PredictBodyInternal
 
 from ddpm_hf.ui.addresses import address_of
+from ddpm_hf.ui.attendance import AttendedQueue
 from ddpm_hf.ui.guard import API, Allowances, Answer, Bounds, Refused, Shares, check_route, line_of, parsed
 from ddpm_hf.ui.journal import REFUSALS_A_SECOND, Journal
+from ddpm_hf.ui.limits import MAX_JOBS_OF_SESSION
 from ddpm_hf.ui.sweep import sweep
 
 # ---- addresses
@@ -331,3 +336,28 @@ def test_sweep_bounds_the_bytes(tmp_path):
 
 def test_sweep_of_no_folder(tmp_path):
     assert sweep(tmp_path / "not there", now=1e6) == 0
+
+
+# ---- jobs
+
+
+def test_jobs_that_come_at_once_are_counted_one_by_one():
+    """Gradio waits for a lock between the question and the answer whether a session has jobs: all would find none."""
+
+    async def outcomes() -> list:
+        def same(x: int) -> int:
+            return x
+
+        with gr.Blocks() as page:
+            gr.api(same, api_name="same")
+        page.queue()
+        queue = AttendedQueue.take_over(page, Journal())
+        request = fastapi.Request({"type": "http", "ddpm_hf.address": "9.9.9.9"})
+        bodies = [PredictBodyInternal(session_hash="a", data=[1], fn_index=0) for _ in range(6)]
+        async with queue.pending_message_lock:
+            jobs = [asyncio.ensure_future(queue.push(body, request, None)) for body in bodies]
+            await asyncio.sleep(0.05)
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    taken = [isinstance(outcome, tuple) and outcome[0] for outcome in asyncio.run(outcomes())]
+    assert taken.count(True) == MAX_JOBS_OF_SESSION
