@@ -45,11 +45,11 @@ def page_functions(engine: Engine) -> list[Callable[[dict], Awaitable[dict]]]:
         return await anyio.to_thread.run_sync(_links, engine, settings, url)
 
     @_answering
-    async def export_run(values: dict) -> dict:
+    async def export_run(values: dict, request: gr.Request) -> dict:
         """{"settings", "kind", "image": number of one, if not all} -> {"name", "type", "data": in base64}."""
         settings, kind = _dict(values.get("settings")), values.get("kind")
         part = {} if values.get("image") is None else {"image": values["image"]}
-        content = await export(engine, {**settings, **part}, kind)
+        content = await export(engine, {**settings, **part}, kind, await _session_of_call(request))
         seed = settings.get("seed", 0) + (values.get("image") or 0)
         name = f"{engine.models.check(settings.get('model')).rpartition('/')[2]}-{seed}.{kind}"
         return {"name": name, "type": MEDIA_TYPES[kind], "data": base64.b64encode(content).decode("ascii")}
@@ -68,14 +68,19 @@ def _answering(function):
     """``function`` whose mistakes of the visitor's are answers; what it is given may be of any type."""
 
     @functools.wraps(function)
-    async def answer(values):
+    async def answer(values, *request):
         try:
             with one_line_errors():
-                return await function(_dict(values))
+                return await function(_dict(values), *request)
         except gr.Error as error:
             return {"error": error.message}
 
     return answer
+
+
+async def _session_of_call(request) -> str:
+    """Who asks. Gradio hands such a function the bare request, which has been read and remembers its body."""
+    return str((await request.json()).get("session_hash") or "")
 
 
 def _dict(values) -> dict:

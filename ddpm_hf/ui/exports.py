@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.figures import SETTINGS_KEY
@@ -12,15 +13,15 @@ from ddpm_hf.ui.links import checked_settings
 from ddpm_hf.ui.runs import SETTINGS, Engine, finished, one_line_errors
 
 KINDS = ("png", "gif", "webp", "mp4")
-_encoding = asyncio.Semaphore(1)
 
 
 async def export(engine: Engine, values: dict, kind: str, session: str = "") -> bytes:
-    """The file of a run: computed if it is not in the cache.
+    """The file of a run: computed if it is not in the cache, in the same queue as all runs.
 
     Args:
         values: as of ``stream_to_stage``, and "image": the number of one image, for a picture of that one alone.
         kind: "png", a grid without loss and with its settings; "gif", "webp" or "mp4", the denoising.
+        session: who asks; its turns are counted together with those of its runs.
 
     Raises:
         gr.Error: with one line for the visitor.
@@ -34,10 +35,17 @@ async def export(engine: Engine, values: dict, kind: str, session: str = "") -> 
         if number is not None:
             number = model.limits.check_image(number, task.settings)
     frames = await finished(engine, task, model, session)
-    async with _encoding:
-        if kind == "png":
-            return await asyncio.to_thread(png_file, model, task.settings, frames[-1], number)
-        return await asyncio.to_thread(animation_file, model, task.settings, frames, kind, number)
+    if kind == "png":
+        return await _in_turn(engine, session, png_file, model, task.settings, frames[-1], number)
+    return await _in_turn(engine, session, animation_file, model, task.settings, frames, kind, number)
+
+
+async def _in_turn(engine: Engine, session: str, encode: Callable[..., bytes], *arguments) -> bytes:
+    """``encode(*arguments)`` in a thread, one at a time: it takes seconds of a processor that the model wants, too."""
+    await engine.encoding.take(session)
+    work = asyncio.ensure_future(asyncio.to_thread(encode, *arguments))
+    work.add_done_callback(lambda _: engine.encoding.give())  # not before: a thread goes on if nobody waits for it
+    return await asyncio.shield(work)
 
 
 def settings_of_png(engine: Engine, file) -> dict:

@@ -1,5 +1,6 @@
-"""A queue that is fair to sessions: each has one turn before any has its second."""
+"""Queues that are fair to sessions: each has one turn before any has its second."""
 
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
@@ -46,3 +47,32 @@ class FairQueue:
             for jobs in self._sessions.values():
                 if turn < len(jobs):
                     yield jobs[turn]
+
+
+class Turns:
+    """One at a time, in a fair order. For one event loop."""
+
+    def __init__(self):
+        self._queue = FairQueue()
+        self._taken = False
+
+    async def take(self, session: str):
+        """Wait for a turn. Whoever has it must ``give`` it on."""
+        if not self._taken:
+            self._taken = True
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.add(turn, session)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not self._queue.remove(turn):  # it had just come
+                self.give()
+            raise
+
+    def give(self):
+        turn = self._queue.take()
+        if turn is None:
+            self._taken = False
+        else:
+            turn.set_result(None)

@@ -21,6 +21,7 @@ from ddpm_hf.ui.files import as_base64, described_images, png_file, settings_val
 from ddpm_hf.ui.jobs import MAX_WAIT_SECONDS, Job, Task, Worker, film_of
 from ddpm_hf.ui.limits import Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
+from ddpm_hf.ui.queue import Turns
 from ddpm_hf.ui.tasks import Frame, Generation
 from ddpm_hf.ui.zero import on_gpu
 
@@ -60,6 +61,7 @@ class Engine:
         self.models = Models(Model(public_name(source), pipeline, source), others, load, max_memory)
         self.cache = Cache(cache_bytes)
         self.worker = Worker(self.models, self.cache, on_gpu(self.models))
+        self.encoding = Turns()  # of files to take away
 
     @property
     def pipeline(self) -> MyDDPMPipeline:

@@ -42,15 +42,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_app(*arguments: str, **environment: str) -> subprocess.Popen:
+def run_app(*arguments: str, script: str = "app.py", **environment: str) -> subprocess.Popen:
     """``python app.py`` with pipes for both outputs."""
     return subprocess.Popen(
-        [sys.executable, "app.py", *arguments],
+        [sys.executable, script, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
     )
 
 
@@ -60,14 +60,14 @@ class AppServer:
     Its files go to ``scratch``, its errors are in ``log``.
     """
 
-    def __init__(self, model: Path | None, scratch: Path, **environment: str):
+    def __init__(self, model: Path | None, scratch: Path, script: str = "app.py", **environment: str):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.scratch = scratch
         self.log: list[str] = []
         environment = {"GRADIO_TEMP_DIR": str(scratch), **environment}
         which = [] if model is None else ["--model", str(model)]
-        self.process = run_app(*which, "--port", str(self.port), **environment)
+        self.process = run_app(*which, "--port", str(self.port), script=script, **environment)
         opened = threading.Event()
         for pipe in (self.process.stdout, self.process.stderr):
             threading.Thread(target=self._read, args=(pipe, opened), daemon=True).start()

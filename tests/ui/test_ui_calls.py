@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import inspect
 import io
 import json
 
@@ -11,11 +12,29 @@ from PIL import Image
 
 from ddpm_hf.ui.calls import page_functions
 from ddpm_hf.ui.description import describe
+from ddpm_hf.ui.jobs import MAX_WAITING_PER_SESSION
+from ddpm_hf.ui.runs import stream_to_stage
+
+
+class Request:
+    """Of a session, as Gradio hands it to a function that asks for it."""
+
+    def __init__(self, session: str):
+        self.session = session
+
+    async def json(self) -> dict:
+        return {"session_hash": self.session}
+
+
+def asked(engine, name: str, values, session="somebody"):
+    """The coroutine of an answer."""
+    function = next(function for function in page_functions(engine) if function.__name__ == name)
+    wants_request = "request" in inspect.signature(function).parameters
+    return function(values, *([Request(session)] if wants_request else []))
 
 
 def call(engine, name: str, values):
-    functions = {function.__name__: function for function in page_functions(engine)}
-    return asyncio.run(functions[name](values))
+    return asyncio.run(asked(engine, name, values))
 
 
 def png() -> str:
@@ -96,3 +115,38 @@ def test_scores_and_losses_come_from_the_models_folder(engine, tmp_path):
         (tmp_path / "evaluation.json").write_text(damage)
         (tmp_path / "metrics.jsonl").write_text(damage)
         assert describe(engine)["card"]["scores"] == describe(engine)["card"]["losses"] == []
+
+
+def test_files_wait_in_the_queue_of_all_runs(engine):
+    """One who asks for many waits for another's run, and may not ask for more than a session's share."""
+    order = []
+
+    async def file(seed):
+        settings = {"num_images": 1, "steps": 2, "sampler": "ddim", "seed": seed}
+        answer = await asked(engine, "export_run", {"settings": settings, "kind": "png"}, "greedy")
+        order.append(("greedy", answer.get("error") or "made"))
+
+    async def run():
+        async for value in stream_to_stage(engine, {"num_images": 1, "steps": 2, "seed": 9}, "other"):
+            state = value["state"]
+        order.append(("other", state))
+
+    async def all_at_once():
+        with engine.lock:
+            files = [asyncio.ensure_future(file(seed)) for seed in range(MAX_WAITING_PER_SESSION + 1)]
+            while len(engine.worker._queue) < MAX_WAITING_PER_SESSION:  # one of them has its turn
+                await asyncio.sleep(0.01)
+            await file(99)
+            visitor = asyncio.ensure_future(run())
+            while len(engine.worker._queue) < MAX_WAITING_PER_SESSION + 1:
+                await asyncio.sleep(0.01)
+            files[-1].cancel()  # its tab is closed: it gives its place up
+            await asyncio.sleep(0.3)
+            assert len(engine.worker._queue) == MAX_WAITING_PER_SESSION
+        await asyncio.gather(visitor, *files, return_exceptions=True)
+
+    asyncio.run(all_at_once())
+    (_, refusal), *rest = order
+    assert "of your requests are waiting already" in refusal
+    assert [who for who, _ in rest].index("other") <= 2 and {outcome for _, outcome in rest} == {"made", "done"}
+    assert len(rest) == MAX_WAITING_PER_SESSION + 1

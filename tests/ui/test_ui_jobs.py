@@ -16,7 +16,7 @@ from ddpm_hf.ui.cache import Cache
 from ddpm_hf.ui.exports import export
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import MAX_QUEUE
-from ddpm_hf.ui.queue import FairQueue
+from ddpm_hf.ui.queue import FairQueue, Turns
 from ddpm_hf.ui.runs import Engine, stream_to_stage
 from ddpm_hf.ui.tasks import Generation
 
@@ -70,6 +70,29 @@ def test_one_who_comes_back_goes_behind_those_who_wait():
     assert list(queue) == ["b1", "a2", "c1"]
     assert queue.remove("a2") and not queue.remove("a2")
     assert list(queue) == ["b1", "c1"]
+
+
+def test_turns_go_round_and_one_who_leaves_takes_none():
+    turns, order = Turns(), []
+
+    async def visitor(name):
+        await turns.take(name[0])
+        order.append(name)
+        turns.give()
+
+    async def all_of_them():
+        await turns.take("first")
+        visitors = {name: asyncio.ensure_future(visitor(name)) for name in ("a1", "a2", "a3", "b1")}
+        await asyncio.sleep(0)
+        visitors["a1"].cancel()
+        await asyncio.sleep(0)
+        turns.give()
+        visitors["a2"].cancel()  # whose turn has just come
+        await asyncio.wait(visitors.values())
+        await visitor("c1")
+
+    asyncio.run(all_of_them())
+    assert order in (["b1", "a3", "c1"], ["a3", "b1", "c1"])
 
 
 # ---- the cache by itself
