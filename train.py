@@ -34,12 +34,12 @@ def main(argv: list[str]) -> int:
     from ddpm_hf.stopping import StopRequested, StopSignal
 
     def run():
-        from ddpm_hf.config import load_config
+        from ddpm_hf.config import load_config, settings_from
 
         config = load_config(argv)
         from ddpm_hf.training import Trainer, print_plan  # slow to import, not needed for --help or a wrong setting
 
-        trainer = Trainer(config, stop)
+        trainer = Trainer(config, stop, settings_from(argv))
         if config.dry_run:
             print_plan(trainer)
         else:

@@ -178,6 +178,7 @@ class TrainConfig(BaseModel):
     )
     hub_tag_steps: bool = Field(False, description="tag what is pushed as step-N")
     hub_license: str | None = Field(None, description="of the weights, for the model card, such as apache-2.0")
+    dataset_license: str | None = Field(None, description="of the images, for the card, where the Hub does not know it")
 
     @model_validator(mode="after")
     def _fit_together(self):
@@ -337,6 +338,26 @@ def load_config(argv: list[str]) -> TrainConfig:
     from_file = _read_yaml(config_file) if config_file else {}
     given = {name: _parse(text) for name, text in values.items()}
     return build_config({**_without_alternatives(from_file, given), **given})
+
+
+def settings_from(argv: list[str]) -> str:
+    """In words, where the settings of a command line come from: a file, by its name, and those given beside it."""
+    file, given = None, []
+    for word, value in zip(argv, [*argv[1:], ""]):
+        name, _, joined = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name == "config":
+            file = joined or value
+        elif word.startswith("--") and name in TrainConfig.model_fields:
+            given.append(name)
+    sources = [_told(Path(file))] if file else []
+    sources += [f"{', '.join(dict.fromkeys(given))} on the command line"] * bool(given)
+    return "; ".join([*sources, "else the defaults"])
+
+
+def _told(file: Path) -> str:
+    """A preset by its path in the repository; of another file, which is nobody's business, the name."""
+    presets = Path(__file__).resolve().parent.parent / "configs"
+    return f"configs/{file.name}" if file.resolve().parent == presets else file.name
 
 
 def _without_alternatives(from_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

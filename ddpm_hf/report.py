@@ -65,8 +65,7 @@ def write_report(
     if facts is None:
         facts = _read_facts(run)
     else:
-        text = json.dumps({str(label): str(value) for label, value in facts.items()}, indent=1)
-        write_whole(run / "facts.json", lambda path: path.write_text(text))
+        keep_facts(run, facts)
     rows = read_metrics(run / "metrics.jsonl")
     figures = [
         _figure(run, "loss", lambda look: draw_loss(rows, look), _loss_in_words(rows)),
@@ -107,6 +106,12 @@ def _read_settings(run: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{run / 'config.yaml'} must hold 'setting: value' lines.")
     return {str(name): value for name, value in settings.items()}
+
+
+def keep_facts(run: Path, facts: Mapping[str, str]):
+    """Write what only the trainer knows, for a later report or push."""
+    text = json.dumps({str(label): str(value) for label, value in facts.items()}, indent=1)
+    write_whole(run / "facts.json", lambda path: path.write_text(text))
 
 
 def _read_facts(run: Path) -> dict[str, str]:

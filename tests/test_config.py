@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ddpm_hf.config import TrainConfig, build_config, load_config
+from ddpm_hf.config import TrainConfig, build_config, load_config, settings_from
 from ddpm_hf.errors import UserError
 
 
@@ -139,3 +139,20 @@ def test_the_word_no_in_yaml_is_the_word(tmp_path):
     config = load_config(["--config", file])
     assert (config.mixed_precision, config.torch_compile, config.report_to) == ("no", "no", "none")
     assert load_config(["--config", file, "--report_to", "none", "--streaming", "false"]).report_to == "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "else the defaults"),
+        (["--config", "configs/smoke.yaml"], "configs/smoke.yaml; else the defaults"),
+        (
+            ["--config=/home/me/mine.yaml", "--dataset", "/home/me/x", "--seed=3", "--seed", "4"],
+            "mine.yaml; dataset, seed on the command line; else the defaults",
+        ),
+    ],
+)
+def test_where_settings_come_from(root, monkeypatch, words, said):
+    """Names alone: no folders of this machine, no values."""
+    monkeypatch.chdir(root)
+    assert settings_from(words) == said

@@ -1,10 +1,12 @@
 """Reports of sets that are good, broken, collapsed and copied, the command, and one line for every mistake."""
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate
 from ddpm_hf.features import load_features
 from ddpm_hf.hub import export_pipeline
+from ddpm_hf.hub.evaluations import weights_digest
 from ddpm_hf.image_sets import ImageSet, image_set, read_images
 
 DATA = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
@@ -192,6 +195,8 @@ def test_the_command_writes_its_protocol_and_pictures(model, tmp_path, capsys):
     assert (told["sampler"], told["steps"], told["seed"], told["num_images"]) == ("dpm-sde", 2, 0, 140)
     assert told["features"] == "fashion-mnist" and told["dtype"] == "bfloat16" and told["dataset"]
     assert (told["reference_split"], told["weights"]) == ("one half of it", "as exported")
+    (weights,) = Path(model).glob("unet/*.safetensors")
+    assert told["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert told["resizing"] == "real 28x28 images padded to 32x32 for the network, its images cropped back"
     assert "--steps 2" in told["command"] and str(tmp_path) not in json.dumps(report)
     assert Image.open(tmp_path / "a-samples.png").mode == "L"
@@ -256,12 +261,18 @@ def test_a_run_is_compared_with_what_it_did_not_train_on(tmp_path):
     told = json.loads((tmp_path / "r.json").read_text())["protocol"]
     assert (told["reference_images"], told["reference_split"]) == (20, "held out of train")
     assert told["weights"] == "average, largest decay 0.9" and "mirrored" in told["copies"]
+    exported = weights_digest(tmp_path / "run" / "pipeline" / "unet")
+    assert told["weights_sha256"] == exported
     assert str(tmp_path) not in json.dumps(told)
     assert (
         main(["evaluate", str(tmp_path / "run"), *options, "--weights", "raw", "--output", str(tmp_path / "r.json")])
         == 0
     )
-    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["weights"] == "raw"
+    told = json.loads((tmp_path / "r.json").read_text())["protocol"]
+    assert told["weights"] == "raw"
+    raw = ["export", str(tmp_path / "run"), "--weights", "raw", "--output", str(tmp_path / "raw")]
+    assert main(raw) == 0
+    assert told["weights_sha256"] == weights_digest(tmp_path / "raw" / "unet") != exported
 
 
 def test_subfolders_called_like_classes_are_labels(tmp_path):

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ddpm_hf.hub.retries import USUAL
+
 
 def add_parser(commands):
     parser = commands.add_parser(
@@ -45,6 +47,7 @@ def run(arguments):
         hardware=arguments.hardware,
         zero_gpu=arguments.zero_gpu,
         secrets=arguments.secret,
+        limits=USUAL,
     ) as (upload, advice):
         if arguments.dry_run:
             _show(upload)

@@ -1,11 +1,13 @@
 """``python -m ddpm_hf evaluate``: scores of a model, or of images, beside those of real images."""
 
 import shlex
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.files import write_whole
+from ddpm_hf.hub.evaluations import DIGEST, weights_digest
 
 OF_GENERATING = (
     "num_images",
@@ -148,7 +150,7 @@ def _generated(arguments) -> Judged:
 
     device = processes().device
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    pipeline = _pipeline(arguments, dtype, device)
+    pipeline, digest = _pipeline(arguments, dtype, device)
     run = _run_config(arguments.model)
     unet = pipeline.unet.config
     if not isinstance(unet.sample_size, int):
@@ -179,6 +181,7 @@ def _generated(arguments) -> Judged:
         "guidance_scale": arguments.guidance_scale,
         "dtype": str(dtype).removeprefix("torch."),
         "weights": _weights(arguments, run),
+        **({DIGEST: digest} if digest else {}),
     }
     names = pipeline.config.get("id2label")
     names = [names[str(i)] for i in range(len(names))] if names else real.label_names
@@ -186,16 +189,23 @@ def _generated(arguments) -> Judged:
 
 
 def _pipeline(arguments, dtype, device):
+    """The pipeline, and what tells its weights from others, by which a push knows its report."""
     if arguments.weights is None:
         from ddpm_hf.hub import load_allowed
 
         trust = arguments.trust_remote_code
-        return load_allowed(
+        pipeline = load_allowed(
             arguments.model, revision=arguments.revision, trust_remote_code=trust, dtype=dtype, device=device
         )
+        origin = pipeline.unet.config.get("_name_or_path")  # the folder that it was read from
+        return pipeline, weights_digest(Path(origin)) if origin else None
+    from ddpm_hf.hub import export_pipeline
     from ddpm_hf.training import load_weights_of
 
-    return load_weights_of(arguments.model, arguments.weights).to(device, dtype)
+    pipeline = load_weights_of(arguments.model, arguments.weights)
+    with tempfile.TemporaryDirectory() as folder:
+        digest = weights_digest(export_pipeline(Path(folder) / "pipeline", pipeline) / "unet")  # as export writes them
+    return pipeline.to(device, dtype), digest
 
 
 def _extractor(arguments, shape: tuple[int, int, int], what: str, real: Real):

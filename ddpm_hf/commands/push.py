@@ -22,7 +22,10 @@ def add_parser(commands):
     )
     parser.add_argument("--checkpoint", help="of a run: a step, or best, by validation loss (default: its end)")
     parser.add_argument("--tag", help="for the commit")
-    parser.add_argument("--license", help="of the weights, for the card, such as apache-2.0")
+    parser.add_argument(
+        "--license", help="of the weights, for the card, such as apache-2.0 (default: the run's hub_license)"
+    )
+    parser.add_argument("--dataset-license", help="of the images, where the Hub does not know it (default: the run's)")
     parser.set_defaults(run=_push)
 
 
@@ -35,7 +38,15 @@ def _push(arguments):
     if not repo_id:
         raise UserError("--repo-id is missing: name/model, where to push to.")
     step = None if arguments.checkpoint is None else _step(folder, arguments.checkpoint)
-    url = push(folder, repo_id, private=arguments.private, tag=arguments.tag, license=arguments.license, step=step)
+    url = push(
+        folder,
+        repo_id,
+        private=arguments.private,
+        tag=arguments.tag,
+        license=arguments.license,
+        dataset_license=arguments.dataset_license,
+        step=step,
+    )
     print(f"pushed to {url}")
 
 

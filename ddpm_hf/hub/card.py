@@ -6,8 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.hub.contents import Contents, without_paths
+from ddpm_hf.hub.evaluations import is_finite
 
-TEMPLATE = Path(__file__).resolve().parent.parent.parent / "model_card.md"
+HERE = Path(__file__).resolve()
+# the checkout's; a wheel has it beside this file
+TEMPLATE = (
+    HERE.with_name("model_card.md") if HERE.with_name("model_card.md").exists() else HERE.parents[2] / "model_card.md"
+)
+# how the card samples: the defaults of ``sample``, in diffusers' terms (ddpm_hf.samplers, which torch comes with)
+STEPS, GUIDANCE = 20, 1.5
+SAMPLER = {
+    "timestep_spacing": "trailing",
+    "algorithm_type": "sde-dpmsolver++",
+    "thresholding": True,
+    "sample_max_value": 1.0,
+}
 TAGS = ["diffusers", "ddpm", "ddpm_hf"]
 # name in a report -> (type of the metric, its name)
 METRICS = {
@@ -25,28 +38,39 @@ SETTINGS = (  # of config.yaml, that the card shows
 )
 
 
-def card_values(contents: Contents, license: str | None = None) -> dict[str, Any]:
+def card_values(contents: Contents, license: str | None = None, dataset_license: str | None = None) -> dict[str, Any]:
     """What the template is filled with, besides the repository's name; JSON can hold it.
 
     Args:
         contents: of the run or pipeline.
         license: identifier of the weights' licence, such as apache-2.0; None leaves it to the owner.
+        dataset_license: of images whose licence the Hub does not know.
     """
     unet, index, settings = contents.unet, contents.index, contents.settings
     sides = unet.get("sample_size")
     height, width = (sides, sides) if isinstance(sides, int) else sides or (None, None)
     labels = index.get("id2label")
     labels = labels if isinstance(labels, dict) else {}
+    timesteps = contents.scheduler.get("num_train_timesteps")
+    num_classes = unet.get("num_class_embeds")
     return {
         "license": license,
+        "dataset_license": dataset_license,
+        "base_model": contents.base_model,
         "stock": index.get("_class_name") == "DDPMPipeline",
         "channels": unet.get("out_channels"),
         "height": index.get("output_height") or height,
         "width": index.get("output_width") or width,
         "classes": [name for _, name in sorted(labels.items(), key=_place_of_label)],
-        "conditional": unet.get("num_class_embeds") is not None,
+        "conditional": num_classes is not None,
+        "classes_asked": ""
+        if num_classes is None
+        else f"class_labels={_some_labels(num_classes)}, guidance_scale={GUIDANCE}, ",
+        "steps": min(STEPS, timesteps) if isinstance(timesteps, int) else STEPS,
+        "default_steps": STEPS,
+        "sampler": ", ".join(f"{name}={value!r}" for name, value in SAMPLER.items()),
         "parameters": contents.parameters,
-        "num_train_timesteps": contents.scheduler.get("num_train_timesteps"),
+        "num_train_timesteps": timesteps,
         "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
         "data": [{"id": name} for name in _lines(contents.facts.get("Hub data sets"))],
         "local_data": [without_paths(name) for name in _local_data(settings, contents.facts)],
@@ -62,6 +86,11 @@ def card_values(contents: Contents, license: str | None = None) -> dict[str, Any
     }
 
 
+def _some_labels(num_classes) -> list[int]:
+    """Of four images."""
+    return [label % num_classes for label in range(4)] if isinstance(num_classes, int) and num_classes > 0 else [0] * 4
+
+
 def _place_of_label(item: tuple[str, Any]) -> tuple:
     label = item[0]
     return (0, int(label), "") if label.isdecimal() else (1, 0, label)
@@ -75,17 +104,19 @@ def is_ours(text: str) -> bool:
     return not re.sub(r"\A\s*---\r?\n.*?\n---\s*(\n|\Z)", "", text, flags=re.DOTALL).strip()
 
 
-def licence_in(text: str | None) -> str | None:
-    """The licence in the metadata of a README.md."""
+def given_in(text: str | None) -> dict[str, Any]:
+    """What the owner of a repository says in the metadata of its README.md, and a new card keeps: licence and base."""
     from huggingface_hub import ModelCard
 
     if not (text or "").lstrip().startswith("---"):
-        return None
+        return {}
     try:
-        licence = ModelCard(text, ignore_metadata_errors=True).data.get("license")
+        data = ModelCard(text, ignore_metadata_errors=True).data
     except ValueError:
-        return None
-    return licence if isinstance(licence, str) else None
+        return {}
+    license, base = data.get("license"), data.get("base_model")
+    base = base if isinstance(base, str) or (isinstance(base, list) and all(isinstance(b, str) for b in base)) else None
+    return {"license": license if isinstance(license, str) else None, "base_model": base}
 
 
 def _seal(body: str) -> str:
@@ -109,6 +140,7 @@ def render_card(values: dict[str, Any], repo_id: str) -> str:
         "library_name": "diffusers",
         "pipeline_tag": "unconditional-image-generation",
         "tags": TAGS + ["class-conditional"] * values["conditional"],
+        "base_model": values["base_model"] if values["base_model"] != repo_id else None,
         "datasets": [data["id"] for data in values["data"]] or None,
     }
     if values["evaluation"]:
@@ -155,19 +187,18 @@ def _reference_split(protocol: dict) -> str | None:
 
 
 def _evaluation(report: dict) -> dict:
-    """Scores beside those of real images, and the protocol, of a report of ``evaluate``; {} if it is none."""
-    scores, floor, protocol = (report.get(name) for name in ("scores", "floor", "protocol"))
-    if not isinstance(scores, dict) or not isinstance(protocol, dict):
+    """Scores beside those of real images, and the protocol, of a report of ``evaluate``; {} if there is none."""
+    if not report:
         return {}
-    floor = floor if isinstance(floor, dict) else {}
+    scores, floor = report["scores"], report.get("floor", {})
     rows = {
         name: {"title": METRICS[name][1], "value": scores[name], "real": floor.get(name)}
         for name in METRICS
-        if isinstance(scores.get(name), (int, float))
+        if is_finite(scores.get(name))
     }
-    protocol = {name: without_paths(str(v)) if isinstance(v, str) else v for name, v in protocol.items()}
-    memorisation, findings = report.get("memorisation"), report.get("findings")
-    return {"rows": rows, "protocol": protocol, "memorisation": memorisation or {}, "findings": findings or []}
+    protocol = {name: without_paths(v) if isinstance(v, str) else v for name, v in report["protocol"].items()}
+    rest = {"memorisation": report.get("memorisation", {}), "findings": report.get("findings", [])}
+    return {"rows": rows, "protocol": protocol, **rest} if rows else {}
 
 
 def _hours(wall_time: str | None) -> float | None:

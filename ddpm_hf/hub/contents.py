@@ -9,12 +9,14 @@ import json
 import re
 import struct
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
 
 from ddpm_hf.checkpoints import checkpoints_of, newest_whole, step_of
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.evaluations import fitting_reports, weights_digest
 
 PARTS = ("unet", "scheduler")
 OF_PIPELINE = (
@@ -30,6 +32,7 @@ OF_RUN = (
     "evaluation*.json",
     "evaluation*.png",
     "noise.png",
+    "samplers.png",
 )
 OWN = ("README.md", "LICENSE*")
 TEXTS = ("config.yaml", "evaluation*.json")  # may name folders of this machine
@@ -51,7 +54,9 @@ class Contents:
     """Files to publish, path in the repository -> file here, and what they say.
 
     index, unet, scheduler: the pipeline's settings. parameters: of the network. step: that the weights are of.
-    settings, metrics, facts, evaluation: of the run; {} where absent.
+    settings, metrics, facts, evaluation: of the run; {} where absent. said: a line for whoever pushes on each report
+    that is not, or may not be, of these weights. base_model: Hub id of the model that these weights were made of, where
+    diffusers has noted it.
     """
 
     files: dict[str, Path]
@@ -64,6 +69,8 @@ class Contents:
     metrics: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
     evaluation: dict = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    base_model: str | None = None
 
     def grids(self) -> list[str]:
         """The run's sample grids, in the order of their steps."""
@@ -87,8 +94,8 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
     if not pipeline.is_dir():
         kept = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints_of(folder)) or "none"
         raise UserError(f"{folder} has no checkpoint of step {step}; kept are {kept}.")
-    of_checkpoint = pipeline.parent.name.startswith("step-")
-    step = step_of(pipeline.parent) if of_checkpoint else None
+    checkpoint = pipeline.parent if pipeline.parent.name.startswith("step-") else None
+    step = step_of(checkpoint) if checkpoint else None
     metrics = _last_values(folder / "metrics.jsonl", step)
     step = metrics.get("step") if step is None else step
     index = read_object(pipeline / "model_index.json", folder)
@@ -99,6 +106,9 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
     if pipeline != folder:
         files |= _matching(folder, OF_RUN + OWN)
         files |= _grids(folder, step)
+    digest = weights_digest(pipeline / "unet")
+    at_the_end = checkpoint is None or digest == weights_digest(folder / "pipeline" / "unet")
+    files, evaluation, said = fitting_reports(files, digest, unsigned=at_the_end)
     return Contents(
         files,
         index,
@@ -108,8 +118,10 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
         step,
         settings=settings_of(folder),
         metrics=metrics,
-        facts=_object_or_nothing(folder / "facts.json"),
-        evaluation=_object_or_nothing(folder / "evaluation.json"),
+        facts=_facts(folder, checkpoint),
+        evaluation=evaluation,
+        said=said,
+        base_model=_base_model(unet),
     )
 
 
@@ -221,6 +233,13 @@ def _grids(run: Path, step: int | None) -> dict[str, Path]:
 # ---- what they say
 
 
+def _base_model(unet: dict) -> str | None:
+    """The model whose network diffusers loaded from the Hub before it was changed and saved: it notes the folder of the
+    cache, models--name--model/snapshots/COMMIT/unet."""
+    found = re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]", str(unet.get("_name_or_path", "")))
+    return "/".join(found.groups()) if found else None
+
+
 def _parameters(pipeline: Path, folder: Path) -> int:
     """Weights of the network, counted in the headers of its files: 8 bytes of length, then JSON."""
     files = sorted((pipeline / "unet").glob("*.safetensors"))
@@ -251,6 +270,19 @@ def _object_or_nothing(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _facts(run: Path, checkpoint: Path | None) -> dict:
+    """What the run says of itself, with the time that it took up to ``checkpoint``."""
+    facts = {name: str(value) for name, value in _object_or_nothing(run / "facts.json").items()}
+    if checkpoint is None:
+        return facts
+    facts.pop("Wall time", None)
+    progress = _object_or_nothing(checkpoint / "state.json").get("progress")
+    seconds = progress.get("wall_seconds") if isinstance(progress, dict) else None
+    if isinstance(seconds, (int, float)) and 0 < seconds < float("inf"):
+        facts["Wall time"] = str(timedelta(seconds=round(seconds)))
+    return facts
 
 
 def _last_values(path: Path, step: int | None) -> dict:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.card import TEMPLATE, card_values
+from ddpm_hf.hub.card import card_values, given_in, is_ours
 from ddpm_hf.hub.contents import (
     STALE,
     TEXTS,
@@ -39,6 +40,7 @@ def push(
     token: str | None = None,
     tag: str | None = None,
     license: str | None = None,
+    dataset_license: str | None = None,
     step: int | None = None,
     limits: Limits = USUAL,
     quiet: bool = False,
@@ -56,6 +58,7 @@ def push(
         token: None is the one that is logged in with.
         tag: for the commit.
         license: of the weights, for the card; None is what the run's settings say.
+        dataset_license: of the images, for the card, where the Hub does not know it; None is what the settings say.
         step: of the checkpoint to take, of a run; None is its end, or its newest checkpoint.
         limits: how long to try.
         quiet: no progress bars.
@@ -70,13 +73,15 @@ def push(
     refuse_bad_id(repo_id)
     folder = Path(folder)
     contents = contents_of(folder, step)
+    for line in contents.said:
+        print(line, file=sys.stderr)
     private = is_private_run(folder) or None if private is None else private
-    license = license or contents.settings.get("hub_license")
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
         scratch = Path(temporary)
         if not is_from_us(contents.index, contents.files):
             contents = _exported_again(contents, folder, scratch / "pipeline")
-        options = {"private": private, "tag": tag, "license": license, "limits": limits}
+        options = {"private": private, "tag": tag, "limits": limits}
+        options |= {"license": license, "dataset_license": dataset_license}
         upload = frozen_upload_of(contents, repo_id, scratch, **options)
         return send(upload, token, quiet=quiet)["url"]
 
@@ -100,9 +105,15 @@ def upload_of(
     private: bool | None = None,
     tag: str | None = None,
     license: str | None = None,
+    dataset_license: str | None = None,
     limits: Limits = USUAL,
 ) -> Upload:
     """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
+
+    A README.md that is a card of ours is written anew, for its repository.
+
+    Args:
+        license, dataset_license: of the weights and of the images; None is what the run's settings say.
 
     Raises:
         UserError: if a file holds a token.
@@ -112,11 +123,22 @@ def upload_of(
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in TEXTS):
             files[name] = str(_rewritten(path, scratch / name.replace("/", "-")))
         _refuse_tokens(path)
-    card = None
-    if "README.md" not in files and TEMPLATE.exists():
-        card = card_values(contents, license)
+    card, before = None, _own_card(files.get("README.md"))
+    if before is not None:
+        settings = contents.settings
+        license = license or settings.get("hub_license") or given_in(before).get("license")
+        card = card_values(contents, license, dataset_license or settings.get("dataset_license"))
+        files.pop("README.md", None)
     message = "Upload model" if contents.step is None else f"Upload model of step {contents.step:,}"
     return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
+
+
+def _own_card(path: str | None) -> str | None:
+    """The card that is to be written anew, "" where there is none yet, None where somebody wrote a README.md."""
+    if path is None:
+        return ""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return text if is_ours(text) else None
 
 
 def frozen_upload_of(contents: Contents, repo_id: str, scratch: Path, **options) -> Upload:

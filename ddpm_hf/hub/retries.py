@@ -103,6 +103,18 @@ def status_of(error: BaseException) -> int | None:
     return status
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the Hub has said no: what was asked for has not been done."""
+    status = status_of(_cause(error))
+    return status is not None and 400 <= status < 500 and status not in BUSY
+
+
+def without_reason(error: BaseException) -> bool:
+    """Whether it is a refusal by the Xet storage, whose client tells the status of an answer, not its words."""
+    error = _cause(error)
+    return status_of(error) == 403 and getattr(error, "response", None) is None
+
+
 def asked_to_wait(response) -> float | None:
     """Seconds >= 0 that an answer asks to wait: Retry-After (RFC 9110), or the window of a rate limit."""
     from huggingface_hub.utils import parse_ratelimit_headers
@@ -144,6 +156,8 @@ def explained(error: Exception, limits: Limits = USUAL) -> str:
 def _of_status(error: Exception, status: int, limits: Limits) -> str:
     said = " ".join((getattr(error, "server_message", None) or "").split()).rstrip(".")
     said = f": {said}" if said else ""
+    if without_reason(error):
+        said = ", its storage does not say why; often there is no room left in the account, or in the organisation"
     if status == 401:
         return f"the Hub does not accept the token (401{said}); {LOG_IN} that is valid."
     if status == 403:

@@ -14,7 +14,7 @@ import yaml
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.contents import contents_of, is_private_run, read_object
-from ddpm_hf.hub.fetching import LIMITS, TOLD, refusal, weight_files
+from ddpm_hf.hub.fetching import FETCHED, LIMITS, TOLD, refusal, weight_files
 from ddpm_hf.hub.publishing import frozen_upload_of, refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, Limits, again
 from ddpm_hf.hub.upload import Upload, send
@@ -34,14 +34,20 @@ STALE = ["ddpm_hf/*", f"{IN_SPACE}/*", "pretrained/*", EXAMPLES]
 
 @dataclass(frozen=True)
 class Shown:
-    """The model of a Space. model_id: what MODEL_ID is to be. files: of a model that goes into the Space itself."""
+    """The model of a Space.
+
+    model_id: what MODEL_ID is to be. preload: entry of preload_from_hub. files: of a model that goes into the Space.
+    said: lines for whoever deploys it.
+    """
 
     model_id: str | None
     title: str
     on_hub: bool = False
     private: bool = False
+    preload: str | None = None
     datasets: list[str] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
 
 def deploy_space(
@@ -157,15 +163,14 @@ def _shown(model: str | Path | None, revision: str | None, token: str | None, sc
     if revision is not None:
         raise UserError(f"--revision is for a model of the Hub; {model} is none.")
     if model is not None:
-        files = _model_files(Path(model), scratch)
-        title = Path(model).resolve().name
-        return Shown(IN_SPACE, title, files={f"{IN_SPACE}/{name}": path for name, path in files.items()})
-    where = EMBEDDED_MODEL.relative_to(CHECKOUT).as_posix()
-    files = {f"{where}/{name}": path for name, path in _model_files(EMBEDDED_MODEL, scratch).items()}
-    return Shown(None, EMBEDDED_MODEL.name, files={**files, EXAMPLES: CHECKOUT / EXAMPLES})
+        files, said = _model_files(Path(model), scratch, IN_SPACE)
+        return Shown(IN_SPACE, Path(model).resolve().name, files=files, said=said)
+    files, said = _model_files(EMBEDDED_MODEL, scratch, EMBEDDED_MODEL.relative_to(CHECKOUT).as_posix())
+    return Shown(None, EMBEDDED_MODEL.name, files={**files, EXAMPLES: CHECKOUT / EXAMPLES}, said=said)
 
 
-def _model_files(folder: Path, scratch: Path) -> dict[str, Path]:
+def _model_files(folder: Path, scratch: Path, where: str) -> tuple[dict[str, Path], list[str]]:
+    """The files of a model, to be in ``where`` of the Space, and what is to be said of them."""
     from ddpm_hf.hub.loading import check_classes
 
     contents = contents_of(folder)
@@ -173,7 +178,8 @@ def _model_files(folder: Path, scratch: Path) -> dict[str, Path]:
     if not _matching(contents.files, weight_files()):
         raise UserError(f"model {folder} has no safetensors weights; a Space loads no others.")
     files = frozen_upload_of(contents, "a/model", scratch).files  # as a push would send them
-    return {name: Path(files[name]) for name in _matching(files, [*OF_MODEL, *weight_files()])}
+    names = _matching(files, [*OF_MODEL, *weight_files()])
+    return {f"{where}/{name}": Path(files[name]) for name in names}, contents.said
 
 
 def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
@@ -196,8 +202,20 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     if not _matching([sibling.rfilename for sibling in info.siblings], weight_files()):
         raise UserError(f"model {repo_id} has no safetensors weights; a Space loads no others.")
     data = (info.card_data or {}).get("datasets") or []
-    data = [data] if isinstance(data, str) else list(data)
-    return Shown(repo_id, repo_id.split("/")[-1], on_hub=True, private=bool(info.private or info.gated), datasets=data)
+    return Shown(
+        repo_id,
+        repo_id.split("/")[-1],
+        on_hub=True,
+        private=bool(info.private or info.gated),
+        preload=repo_id if revision is None else _preloaded(info),
+        datasets=[data] if isinstance(data, str) else list(data),
+    )
+
+
+def _preloaded(info) -> str:
+    """An entry of preload_from_hub for a commit, "id file,file commit"; the Hub takes a commit with files alone."""
+    names = [sibling.rfilename for sibling in info.siblings]
+    return f"{info.id} {','.join(_matching(names, [*FETCHED, *weight_files()]))} {info.sha}"
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -235,7 +253,7 @@ def space_card(
     if shown.on_hub:
         front["models"] = [shown.model_id]
         if not shown.private:  # a Space is built without its owner's rights
-            front["preload_from_hub"] = [shown.model_id]
+            front["preload_from_hub"] = [shown.preload]
     if shown.datasets:
         front["datasets"] = shown.datasets
     what = f"[{shown.model_id}](https://huggingface.co/{shown.model_id})" if shown.on_hub else shown.title
@@ -262,10 +280,11 @@ def front_matter(text: str) -> dict:
 
 def _advice(shown: Shown, secrets: dict[str, str]) -> list[str]:
     if not shown.private or "HF_TOKEN" in secrets:
-        return []
+        return shown.said
     return [
+        *shown.said,
         f"{shown.model_id} is not public: the Space needs a token that may read it. Set HF_TOKEN to one that may only "
-        f"read, and deploy again with --secret HF_TOKEN."
+        f"read, and deploy again with --secret HF_TOKEN.",
     ]
 
 

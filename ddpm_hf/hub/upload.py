@@ -3,8 +3,8 @@
 A process of its own, because the client freezes its retry settings at import and sets no time limits on most requests;
 because training must not wait; and because one that hangs can be ended. Neither torch nor diffusers is needed here.
 The request is a line of standard input, an ``Upload`` as JSON; the token comes from the environment. The answer is a
-line of standard output, ``{"url", "commit", "changed"}`` or ``{"error"}``. When standard input closes, whoever asked is
-gone, and the upload ends.
+line of standard output, ``{"url", "commit", "changed"}`` or ``{"error", "left"}``. When standard input closes, whoever
+asked is gone, and the upload ends.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, asked_to_wait, explained
+from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, asked_to_wait, explained, is_refusal, without_reason
 
 # What the Xet client makes of its own retries; without, it takes five minutes to give up.
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "4", "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s"}
@@ -121,7 +121,7 @@ class Sending:
         finally:
             self._close()
         if "error" in result:
-            raise UserError(f"{failed}: {result['error']}")
+            raise UserError(f"{failed}: {result['error']}" + (f" {result['left']}" if result["left"] else ""))
         return result
 
     def end(self):
@@ -153,14 +153,38 @@ def _with_us(path: str | None) -> str:
 # ---- in the process of its own
 
 
-def carry_out(upload: Upload) -> dict:
+@dataclass
+class Progress:
+    """How far an upload came, which is to be told of one that fails.
+
+    made: whether it created the repository. commit: that the files are in. missing: what is to come after it.
+    """
+
+    made: bool = False
+    commit: str | None = None
+    missing: str = ""
+
+    def left(self, error: Exception) -> str:
+        """A sentence on what a failure leaves behind; "" where that is what was there before.
+
+        A repository that was made stays: what was sent to it need not be sent again, a token that may write may not be
+        allowed to delete, and nobody's repository is ever deleted by mistake.
+        """
+        if self.commit is not None and self.missing:
+            return f"The files are there, as commit {self.commit[:8]}; {self.missing}."
+        if self.made and is_refusal(error):  # otherwise, a commit may have arrived
+            return "The repository, which was made for it, is empty."
+        return "The repository was made for it." if self.made else ""
+
+
+def carry_out(upload: Upload, progress: Progress | None = None) -> dict:
     """Create the repository if need be, make the commit unless it is there, look whether all of it arrived, tag it."""
     from huggingface_hub import HfApi
 
-    api, limits = HfApi(), upload.limits
+    api, limits, progress = HfApi(), upload.limits, progress or Progress()
     upload = replace(upload, repo_id=_full_name(api, upload))
     repo_id, where = upload.repo_id, {"repo_type": upload.repo_type}
-    before = _repository(api, upload)
+    before = _repository(api, upload, progress)
     if upload.private and not before.private:
         raise UserError(
             "it exists and is public, nothing was uploaded; make it private on its settings page, choose another name, "
@@ -168,18 +192,24 @@ def carry_out(upload: Upload) -> dict:
         )
     _refuse_others(before, upload)
     tagged = _tagged(api, upload) if upload.tag else None
-    _set_variables(api, upload)
-    for key, value in upload.secrets.items():
-        again(lambda key=key, value=value: api.add_space_secret(repo_id, key, value), limits)
+    # A Space that runs keeps its settings until the files that go with them are there, so that a commit which is
+    # refused changes nothing. A new one has them first: its first start needs them, and each change restarts it.
+    runs = upload.marker in _names(before)
+    changed = False if runs else _set_variables_and_secrets(api, upload)
     with tempfile.TemporaryDirectory() as scratch:
         if upload.card is not None:
             upload = _with_card(api, upload, Path(scratch))
         commit = again(lambda: _commit(api, upload, tagged), limits, also=MOVED_ON)
+        progress.commit, progress.missing = commit, "whether all of them arrived could not be seen"
         again(lambda: _check(api, upload, commit), limits)
+    if runs:
+        progress.missing = "its variables and secrets are not set yet"
+        changed = _set_variables_and_secrets(api, upload)
     if upload.tag and tagged is None:
+        progress.missing = f"the tag {upload.tag} is not set yet"
         again(lambda: api.create_tag(repo_id, tag=upload.tag, revision=commit, exist_ok=True, **where), limits)
     folder = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
-    return {"url": f"{api.endpoint}/{folder}{repo_id}", "commit": commit, "changed": commit != before.sha}
+    return {"url": f"{api.endpoint}/{folder}{repo_id}", "commit": commit, "changed": changed or commit != before.sha}
 
 
 def _full_name(api, upload: Upload) -> str:
@@ -188,7 +218,7 @@ def _full_name(api, upload: Upload) -> str:
     return f"{again(api.whoami, upload.limits)['name']}/{upload.repo_id}"
 
 
-def _repository(api, upload: Upload):
+def _repository(api, upload: Upload, progress: Progress):
     """What the Hub knows of the repository, which is created if it is not there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -211,6 +241,7 @@ def _repository(api, upload: Upload):
         return again(look, limits)
     except RepositoryNotFoundError:
         again(create, limits, also=MOVED_ON)
+        progress.made = True
         return again(look, limits)
 
 
@@ -220,38 +251,50 @@ def _tagged(api, upload: Upload) -> str | None:
     return next((ref.target_commit for ref in refs.tags if ref.name == upload.tag), None)
 
 
+def _names(before) -> set[str]:
+    """The files of a repository, without those that the Hub puts into a new one."""
+    return {sibling.rfilename for sibling in before.siblings or ()} - {"README.md", ".gitattributes"}
+
+
 def _refuse_others(before, upload: Upload):
-    names = {sibling.rfilename for sibling in before.siblings or ()} - {"README.md", ".gitattributes"}
+    names = _names(before)
     if upload.marker and names and upload.marker not in names:
         raise UserError("it exists and holds something else, nothing was uploaded; choose another name.")
 
 
-def _set_variables(api, upload: Upload):
-    """The variables of a Space; one that is so already is left alone, for each change restarts it."""
-    if not upload.variables:
-        return
-    repo_id, limits = upload.repo_id, upload.limits
-    present = again(lambda: api.get_space_variables(repo_id), limits)
+def _set_variables_and_secrets(api, upload: Upload) -> bool:
+    """Give a Space its settings; whether a variable changed. One that is so already is left alone: each change
+    restarts the Space."""
+    repo_id, limits, changed = upload.repo_id, upload.limits, False
+    present = again(lambda: api.get_space_variables(repo_id), limits) if upload.variables else {}
     for key, value in upload.variables.items():
         if value is None and key in present:
             again(lambda key=key: api.delete_space_variable(repo_id, key), limits)
         elif value is not None and (key not in present or present[key].value != value):
             again(lambda key=key, value=value: api.add_space_variable(repo_id, key, value), limits)
+        else:
+            continue
+        changed = True
+    for key, value in upload.secrets.items():
+        again(lambda key=key, value=value: api.add_space_secret(repo_id, key, value), limits)
+    return changed
 
 
 def _with_card(api, upload: Upload, scratch: Path) -> Upload:
     """The upload with its model card; without, if the one that is there was written or changed by somebody.
 
-    A licence that was given there stays, and the data sets have those that the Hub knows of.
+    A licence and a base model that were given there stay, and the data sets have the licences that the Hub knows of.
     """
-    from ddpm_hf.hub.card import is_ours, licence_in, render_card
+    from ddpm_hf.hub.card import given_in, is_ours, render_card
 
     present = _readme(api, upload)
     if present is not None and not is_ours(present):
         print(f"{upload.repo_id} has a README.md of somebody's own, which is kept.", file=sys.stderr)
         return upload
-    data = [{**entry, "license": _licence_of_data(api, entry["id"], upload.limits)} for entry in upload.card["data"]]
-    values = {**upload.card, "data": data, "license": upload.card["license"] or licence_in(present)}
+    values, given = dict(upload.card), given_in(present)
+    values |= {name: values[name] or given.get(name) for name in ("license", "base_model")}
+    licences = [_licence_of_data(api, entry["id"], upload.limits) for entry in values["data"]]
+    values["data"] = [{**entry, "license": licence} for entry, licence in zip(values["data"], licences)]
     path = scratch / "README.md"
     path.write_text(render_card(values, upload.repo_id), encoding="utf-8")
     return replace(upload, files={**upload.files, "README.md": str(path)})
@@ -385,12 +428,35 @@ def limit_client(limits: Limits):
 
 
 def answer_to(upload: Upload) -> dict:
-    """``carry_out``, with its failure as ``{"error": line}``."""
+    """``carry_out``, with its failure as ``{"error": line, "left": sentence}``."""
+    progress = Progress()
     try:
         limit_client(upload.limits)
-        return carry_out(upload)
+        return carry_out(upload, progress)
     except Exception as error:  # the client raises its own, the HTTP library's, Xet's and the system's
-        return {"error": _without_secrets(explained(error, upload.limits), upload)[:LONGEST_ERROR]}
+        error = _with_reason(error, upload)
+        line = _without_secrets(explained(error, upload.limits), upload)[:LONGEST_ERROR]
+        return {"error": line, "left": progress.left(error)}
+
+
+def _with_reason(error: Exception, upload: Upload) -> Exception:
+    """A refusal of the Xet storage as the Hub itself words it: its client tells the status alone.
+
+    The storage works with a token that the Hub gives; for an account without room it gives none, and says why.
+    """
+    if not without_reason(error):
+        return error
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    api = HfApi()
+    try:
+        repo_id = _full_name(api, upload)
+        url = f"{api.endpoint}/api/{upload.repo_type}s/{repo_id}/xet-write-token/main"
+        hf_raise_for_status(get_session().get(url, headers=api._build_hf_headers()))
+    except Exception as reason:
+        return reason if is_refusal(reason) else error
+    return error
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddpm_hf.checkpoints import checkpoints_of, step_of
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.contents import contents_of
@@ -36,10 +37,14 @@ def problem_with(config: TrainConfig) -> str | None:
 
 @dataclass
 class _Push:
-    """step: None where the repository is only created. folder: of the files that are kept for it."""
+    """step: None where the repository is only created. folder: of the files that are kept for it.
+
+    checkpoint: whether it is of the checkpoint of that step, not of the run's end.
+    """
 
     step: int | None
     upload: Upload
+    checkpoint: bool = False
     folder: Path | None = None
     sending: Sending | None = None
 
@@ -66,6 +71,7 @@ class Pushes:
         self._running: _Push | None = None
         self._waiting: _Push | None = None
         self._count = 0
+        self._told: set[str] = set()
         self.last_step: int | None = None
 
     def begin(self):
@@ -80,24 +86,29 @@ class Pushes:
         config = self._config
         try:
             folder.mkdir(parents=True)
-            contents = replace(contents_of(self._run, step if checkpoint else None), step=step, facts=facts)
+            contents = contents_of(self._run, step if checkpoint else None)
+            if checkpoint and "Wall time" in contents.facts:  # an earlier one took less time than the run by now
+                facts = {**facts, "Wall time": contents.facts["Wall time"]}
+            for line in contents.said:
+                self._tell_once(line)
+            contents = replace(contents, step=step, facts=facts)
             upload = upload_of(
                 contents,
                 config.hub_model_id,
                 folder,
                 private=config.hub_private_repo or None,
                 tag=f"step-{step}" if config.hub_tag_steps else None,
-                license=config.hub_license,
             )
             upload = replace(frozen(upload, folder / "files"), keep_tag=True)
         except Exception as error:  # a run of days does not fail for a push
-            self._failed(f"step {step:,} could not be pushed: {one_line(error)}", folder)
+            failed = _Push(step, Upload(config.hub_model_id), checkpoint, folder)
+            self._failed(f"step {step:,} could not be pushed: {one_line(error)}", failed)
             return
         self.last_step = step
         if self._waiting is not None:
             self._tell(f"{self._waiting.name} is not pushed: the Hub is slower than the run.")
             self._clear(self._waiting)
-        self._waiting = _Push(step, upload, folder)
+        self._waiting = _Push(step, upload, checkpoint, folder)
         self.poll()
 
     def poll(self):
@@ -113,7 +124,7 @@ class Pushes:
         deadline = time.monotonic() + GRACE if stop.reason else None
         self.poll()
         if self._running is not None:
-            self._tell(f"waiting for the upload to {self._config.hub_model_id}; Ctrl-C leaves it to {self._command}")
+            self._tell(f"waiting for the upload to {self._config.hub_model_id}; Ctrl-C leaves it to {self._command()}")
         while self._running is not None:
             if stop.reason and (deadline is None or time.monotonic() > deadline):
                 self.end()
@@ -129,7 +140,7 @@ class Pushes:
             if push.sending is not None:
                 push.sending.end()
             if push.step is not None:
-                self._tell(f"warning: {push.name} was not pushed yet; {self._command} does it.")
+                self._tell(f"warning: {push.name} was not pushed yet; {self._how_to_finish(push, 'does it')}.")
         self._running = self._waiting = None
         shutil.rmtree(self._aside, ignore_errors=True)
 
@@ -139,7 +150,7 @@ class Pushes:
         try:
             push.sending = Sending(push.upload, in_background=True)
         except OSError as error:
-            self._failed(f"{push.name} could not be pushed: {one_line(error)}", push.folder)
+            self._failed(f"{push.name} could not be pushed: {one_line(error)}", push)
             return
         self._running = push
 
@@ -148,18 +159,19 @@ class Pushes:
         try:
             result = push.sending.result()
         except UserError as error:
-            self._failed(f"{push.name}: {error}", push.folder)
+            self._failed(f"{push.name}: {error}", push)
             return
         if push.step is not None:
             self._tell(f"pushed {push.name} to {result['url']}")
         self._clear(push)
 
-    def _failed(self, what: str, folder: Path | None):
+    def _failed(self, what: str, push: _Push):
         self._tell(
-            f"warning: {what.removesuffix('.')}. The run goes on; when that is mended, {self._command} pushes it."
+            f"warning: {what.removesuffix('.')}. The run goes on; when that is mended, "
+            f"{self._how_to_finish(push, 'pushes it')}."
         )
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if push.folder is not None:
+            shutil.rmtree(push.folder, ignore_errors=True)
 
     def _clear(self, push: _Push):
         if push.folder is not None:
@@ -167,10 +179,26 @@ class Pushes:
         if self._running is None and self._waiting is None:
             shutil.rmtree(self._aside, ignore_errors=True)
 
-    @property
-    def _command(self) -> str:
+    def _tell_once(self, line: str):
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
+
+    def _how_to_finish(self, push: _Push, does: str) -> str:
+        """The command that does what ``push`` did not: of its checkpoint, as long as that is kept."""
+        if not push.checkpoint:
+            return f"{self._command()} {does}"
+        if push.step in [step_of(folder) for folder in checkpoints_of(self._run)]:
+            return f"{self._command(push.step)} {does}, as long as its checkpoint is kept"
+        return f"{self._command()} pushes the newest, for that checkpoint is gone"
+
+    def _command(self, step: int | None = None) -> str:
+        """The command that pushes the run, or the checkpoint of ``step`` as the run would have."""
         config = self._config
         words = ["python", "-m", "ddpm_hf", "push", config.output_dir, "--repo-id", config.hub_model_id]
         words += ["--private"] * config.hub_private_repo
-        words += ["--checkpoint", "best"] if config.hub_strategy == "best" else []
+        if step is not None:
+            words += ["--checkpoint", str(step)] + ["--tag", f"step-{step}"] * config.hub_tag_steps
+        elif config.hub_strategy == "best":
+            words += ["--checkpoint", "best"]
         return f"`{shlex.join(words)}`"

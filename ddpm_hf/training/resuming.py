@@ -32,6 +32,7 @@ FREE_SETTINGS = {
     "hub_strategy",
     "hub_tag_steps",
     "hub_license",
+    "dataset_license",
 }
 
 

@@ -64,6 +64,8 @@ def facts(trainer) -> dict[str, str]:
         said["Best checkpoint"] = f"step-{trainer.best_step}, by validation loss"
     if ids := [source.dataset for source in trainer.config.sources if not Path(source.dataset).expanduser().exists()]:
         said["Hub data sets"] = ", ".join(dict.fromkeys(ids))
+    if trainer.settings_from:
+        said["Settings"] = trainer.settings_from
     if code := commit_of_code():
         said["Code"] = code
     return said

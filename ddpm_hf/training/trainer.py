@@ -31,7 +31,7 @@ from ddpm_hf.devices import best_device, bf16_is_faster, keep_freed_memory
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub import export_pipeline, is_replaceable
-from ddpm_hf.report import write_report
+from ddpm_hf.report import keep_facts, write_report
 from ddpm_hf.stopping import StopRequested, StopSignal
 from ddpm_hf.training.feed import ArrayFeed, StreamFeed
 from ddpm_hf.training.loss import Draw, diffusion_loss
@@ -62,13 +62,14 @@ class Trainer:
     Args:
         config: the run's settings.
         stop: tells of SIGTERM and SIGINT; None is one that never does.
+        settings_from: where the settings come from, in words, for the model card.
 
     Raises:
         UserError: for settings that do not fit the data, the processes or the run found in ``output_dir``.
     """
 
-    def __init__(self, config: TrainConfig, stop: StopSignal | None = None):
-        self.config, self.stop = config, stop or StopSignal()
+    def __init__(self, config: TrainConfig, stop: StopSignal | None = None, settings_from: str | None = None):
+        self.config, self.stop, self.settings_from = config, stop or StopSignal(), settings_from
         self.folder = Path(config.output_dir)
         self.metrics = Metrics(self.folder)
         self._refuse_impossible()
@@ -464,6 +465,7 @@ class Trainer:
         state = self.state
         pipeline = exported_pipeline(self.config, self.data, state.averaged_unet())
         state.save(self.folder / "checkpoints" / f"step-{state.step}", pipeline)
+        keep_facts(self.folder, self._facts())  # for whoever pushes a run that goes on, or was killed
         rotate(self.folder, self.config.checkpoints_total_limit, self.best_step)
 
     @property

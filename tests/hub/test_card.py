@@ -1,62 +1,22 @@
 """The model card: what the run says, nothing else, valid, and never in the way of somebody's own."""
 
 import json
-from pathlib import Path
+import re
+import shlex
 
 import pytest
 from helpers import tiny_pipeline
 from huggingface_hub import HfApi, ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
+from runs import EVALUATION, FACTS, NAMES, a_run, card_of
 
-from ddpm_hf.hub import export_pipeline, push
+from ddpm_hf.__main__ import main
+from ddpm_hf.hub import as_stock, card, export_pipeline, load_pipeline, push
+from ddpm_hf.hub.contents import contents_of
+from ddpm_hf.pipeline import MyDDPMPipeline
 
-NAMES = {"0": "sun", "1": "moon"}
-EVALUATION = {
-    "protocol": {
-        "dataset": "shapes",
-        "num_images": 100,
-        "reference_images": 90,
-        "features": "fashion-mnist",
-        "sampler": "dpm",
-        "steps": 20,
-        "seed": 0,
-        "reference_split": "test",
-        "command": "python -m ddpm_hf evaluate /home/me/runs/x --num-images 100 --output evaluation.json",
-    },
-    "scores": {"fid": 12.5, "kid": 0.25, "label_accuracy": None},
-    "floor": {"fid": 3.5},
-    "memorisation": {"ratio": 0.9},
-    "findings": ["collapsed: recall 0.5"],
-}
-FACTS = {
-    "Images": "1,000 gray",
-    "Device": "2 x GPU 9000",
-    "Wall time": "1 day, 2:30:00",
-    "Code": "0123abc",
-    "Hub data sets": "alice/shapes, alice/secret",
-}
-pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
-
-
-def a_run(folder: Path, **pipeline) -> Path:
-    export_pipeline(folder / "pipeline", tiny_pipeline(**pipeline))
-    settings = (
-        "dataset: alice/shapes\noutput_dir: /home/me/My runs/x\nseed: 0\nlearning_rate: 0.001\nhorizontal_flip: false\n"
-    )
-    (folder / "config.yaml").write_text(settings)
-    (folder / "metrics.jsonl").write_text('{"step": 1200, "loss": 0.125, "images_seen": 76800}\n{"step": 1300, "lo')
-    (folder / "samples").mkdir()
-    for name in ("samples/step-0001200.png", "samples/step-0001300.png", "loss.png"):
-        Image.new("L", (8, 8)).save(folder / name)
-    return folder
-
-
-def card_of(hub, name="alice/m") -> ModelCard:
-    text = hub.repos["model", name].resolve("main").files["README.md"].data.decode()
-    card = ModelCard(text)
-    card.validate()  # by the Hub's own check, here the double's
-    return card
+pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a card
 
 
 def test_everything_the_run_says_is_in_it(hub, tmp_path):
@@ -181,3 +141,98 @@ def test_labels_that_are_no_numbers_come_last(hub, tmp_path):
     text = card_of(hub).text
     places = [text.index(f". {name}") for name in ("first", "second", "third", "last")]
     assert places == sorted(places)
+
+
+def stock_pipeline():
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    blocks = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    blocks |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return as_stock(
+        MyDDPMPipeline(UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks), DDPMScheduler(30))
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (lambda: tiny_pipeline(num_class_embeds=3, num_train_timesteps=12), 12),
+        (lambda: tiny_pipeline(num_class_embeds=1), 20),
+        (lambda: tiny_pipeline(num_train_timesteps=7), 7),
+        (stock_pipeline, 20),
+    ],
+    ids=["classes", "one class", "no classes", "stock"],
+)
+def test_its_three_ways_work_as_they_are(hub, tmp_path, monkeypatch, capsys, make, steps):
+    export_pipeline(tmp_path / "model", make())
+    push(tmp_path / "model", "alice/m", quiet=True)
+    text = card_of(hub).text
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (shell,) = re.findall(r"```\npython -m ddpm_hf (sample .*?)\n```", text)
+    names = {}
+    exec(first, names)
+    images = names["images"]
+    assert [image.size for image in images] == [(8, 8)] * 4
+    assert len(names["pipeline"].scheduler.timesteps) == steps
+    capsys.readouterr()
+    exec(second, names)
+    assert capsys.readouterr().out.count("torch.Size([4, 1, 8, 8])") == steps
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(shell)) == 0
+    assert Image.open("grid.png").width > 8
+
+
+# ---- what else it is told
+
+
+def test_licences_and_where_the_settings_come_from(hub, tmp_path):
+    run = a_run(tmp_path / "run")
+    settings = "dataset: /home/me/my pictures\nseed: 0\nhub_license: apache-2.0\ndataset_license: cc0-1.0\n"
+    (run / "config.yaml").write_text(settings)
+    (run / "facts.json").write_text(json.dumps({"Settings": "configs/x.yaml; seed on the command line"}))
+    push(run, "alice/m", quiet=True)
+    card = card_of(hub)
+    assert card.data.license == "apache-2.0"
+    for said in (
+        "- my pictures, licence cc0-1.0",
+        "Where they come from: configs/x.yaml; seed on the command line.",
+        "## Licence\n\napache-2.0.",
+    ):
+        assert said in card.text
+    assert main(["push", str(run), "--repo-id", "alice/m", "--license", "mit", "--dataset-license", "other"]) == 0
+    card = card_of(hub)
+    assert card.data.license == "mit" and "- my pictures, licence other" in card.text
+
+
+def test_the_model_that_it_was_made_of(hub, tmp_path):
+    """As diffusers notes it, or as the owner says; never itself."""
+    export_pipeline(tmp_path / "base", tiny_pipeline())
+    push(tmp_path / "base", "alice/base", quiet=True)
+    assert card_of(hub, "alice/base").data.base_model is None
+    loaded = MyDDPMPipeline.from_pretrained("alice/base", trust_remote_code=True)
+    loaded.unet.out_conv.bias.data += 1.0
+    loaded.save_pretrained(tmp_path / "tuned")
+    for name, base in (("alice/tuned", "alice/base"), ("alice/base", None)):
+        push(tmp_path / "tuned", name, quiet=True)
+        assert card_of(hub, name).data.base_model == base
+    assert load_pipeline("alice/tuned").num_classes is None
+    HfApi().create_repo("alice/said")
+    said = b"---\nbase_model: acme/first\n---\n"
+    HfApi().upload_file(path_or_fileobj=said, path_in_repo="README.md", repo_id="alice/said")
+    for _ in range(2):
+        push(tmp_path / "base", "alice/said", quiet=True)
+        assert card_of(hub, "alice/said").data.base_model == "acme/first"
+
+
+def test_a_card_of_ours_in_the_folder_is_written_anew(hub, tmp_path):
+    """That of another repository, as it was downloaded; not one that somebody changed."""
+    folder = export_pipeline(tmp_path / "model", tiny_pipeline())
+    values = card.card_values(contents_of(folder), "mit")
+    (folder / "README.md").write_text(card.render_card(values, "alice/first"))
+    push(folder, "alice/second", quiet=True)
+    text = str(card_of(hub, "alice/second"))
+    assert "alice/first" not in text and '"alice/second"' in text and card.given_in(text)["license"] == "mit"
+    changed = (folder / "README.md").read_text().replace("# first", "# My first")
+    (folder / "README.md").write_text(changed)
+    push(folder, "alice/second", quiet=True)
+    assert str(card_of(hub, "alice/second")) == str(ModelCard(changed))

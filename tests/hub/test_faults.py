@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from faults import ANY, ARRIVES, CASES, NAMES, OF, table
+from faults import ANY, ARRIVES, BUSY, CASES, CUT, NAMES, OF, WAIT, table
 from helpers import tiny_pipeline
 from huggingface_hub.utils import _http
 
@@ -75,7 +75,20 @@ def pushed(hub, upload: Upload) -> dict:
     try:
         return send(upload, quiet=True)
     except UserError as error:
-        return {"error": str(error).removeprefix("pushing to alice/m failed: ")}
+        said, made, left = str(error).removeprefix("pushing to alice/m failed: ").partition(" The repository")
+        return {"error": said, "left": (made + left).strip()}
+
+
+def left_behind(hub, end: str) -> str:
+    """What the user reads of it besides: the commit without its tag, or the repository that was made."""
+    if commits(hub):
+        commit = hub.repos["model", "alice/m"].branches["main"][:8]
+        return f"The files are there, as commit {commit}; the tag v1 is not set yet."
+    if ("model", "alice/m") not in hub.repos:
+        return ""
+    if end in (BUSY, WAIT, CUT):
+        return "The repository was made for it."
+    return "The repository, which was made for it, is empty."
 
 
 def runs():
@@ -108,6 +121,7 @@ def test_a_push_meets_a_fault(hub, upload, case, request_, monkeypatch):
         assert case.contains in answer["error"]
         half_done = request_ == ("POST", "/tag/")  # the commit is whole by then
         assert commits(hub) == half_done
+        assert answer["left"] == left_behind(hub, case.ends)
         hub.faults.clear()
         answer = answer_to(upload)  # the same command goes on
         assert answer.get("error") is None

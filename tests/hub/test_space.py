@@ -20,11 +20,14 @@ from ddpm_hf.__main__ import main
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import deploy_space, export_pipeline, load_pipeline
+from ddpm_hf.hub.evaluations import weights_digest
+from ddpm_hf.hub.retries import Limits
 from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, prepared_space, space_requirements
 from ddpm_hf.hub.upload import send
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
 SPACE = ("space", "alice/shapes-space")
+QUICK = Limits(attempts=2, patience=5.0, first_wait=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,81 @@ def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
     assert "ddpm_hf/gone.py" not in files_of(hub) and "notes.txt" in files_of(hub)
     assert text_of(hub, "app.py") == (CHECKOUT / "app.py").read_text()
     assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes"}
+
+
+@ONE_STORAGE
+def test_a_space_that_is_refused_stays_as_it_was(hub, exported, monkeypatch, capsys):
+    """Files, variables and secrets; what fails later is told, and the same command finishes it."""
+    monkeypatch.setattr("ddpm_hf.commands.deploy_space.USUAL", QUICK)
+    upload(exported, "alice/shapes")
+    upload(exported, "alice/other")
+    assert deploy("--model", "alice/shapes") == 0
+    repo = hub.repos[SPACE]
+    before = (repo.branches["main"], variables_of(repo), dict(repo.secrets))
+    new = ("--model", "alice/other", "--revision", "main", "--secret", "HF_TOKEN")
+    hub.fault("POST", "/commit/main", times=9, status=403, message="no")
+    assert deploy(*new) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (repo.branches["main"], variables_of(repo), dict(repo.secrets)) == before
+
+    hub.faults.clear()
+    hub.fault("POST", "/variables", times=9, status=403, message="no")
+    assert deploy(*new) == 2
+    commit = repo.branches["main"]
+    assert commit != before[0] and variables_of(repo) == before[1]
+    line = capsys.readouterr().err
+    assert f"The files are there, as commit {commit[:8]}; its variables and secrets are not set yet." in line
+    hub.faults.clear()
+    capsys.readouterr()
+    assert deploy(*new) == 0
+    assert capsys.readouterr().out.startswith("deployed ")  # the variables are new
+    assert repo.branches["main"] == commit
+    assert variables_of(repo) == {"MODEL_ID": "alice/other", "MODEL_REVISION": "main"} and set(repo.secrets) == {
+        "HF_TOKEN"
+    }
+
+
+@ONE_STORAGE
+def test_a_new_space_has_its_variables_before_its_files(hub, exported, monkeypatch, capsys):
+    """Its first start needs them; and where the commit is refused, the next attempt goes the same way."""
+    monkeypatch.setattr("ddpm_hf.commands.deploy_space.USUAL", QUICK)
+    upload(exported, "alice/shapes")
+    hub.fault("POST", "/commit/main", status=403, message="no")
+    assert deploy("--model", "alice/shapes") == 2
+    assert "The repository, which was made for it, is empty." in capsys.readouterr().err
+    assert set(files_of(hub)) == {".gitattributes", "README.md"}
+    hub.log.clear()
+    assert deploy("--model", "alice/shapes") == 0
+    assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes"}
+    hub.repos.pop(SPACE)
+    hub.log.clear()
+    assert deploy("--model", "alice/shapes") == 0
+    changes = [entry["p"] for entry in hub.log if entry["m"] == "POST" and re.search("/variables|/commit/", entry["p"])]
+    assert [path.rsplit("/")[-1] for path in changes] == ["variables", "main"]
+
+
+@ONE_STORAGE
+def test_a_pinned_revision_is_what_is_preloaded(hub, exported, tmp_path):
+    """The files of that commit which the app loads, and no others."""
+    upload(exported, "alice/shapes")
+    commit = hub.repos["model", "alice/shapes"].branches["main"]
+    HfApi().create_tag("alice/shapes", tag="v1")
+    HfApi().upload_file(path_or_fileobj=b"notes", path_in_repo="notes.txt", repo_id="alice/shapes")
+    deploy("--model", "alice/shapes", "--revision", "v1")
+    (entry,) = front_matter(text_of(hub, "README.md"))["preload_from_hub"]
+    repo_id, names, revision = entry.split(" ")
+    assert (repo_id, revision) == ("alice/shapes", commit)
+    for name in names.split(","):  # as the Hub does when it builds the Space
+        HfApi().hf_hub_download(repo_id, name, revision=revision, cache_dir=tmp_path)
+    (folder,) = tmp_path.glob("models--*/snapshots/*")
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    wanted = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert folder.name == commit and present == wanted
+    hub.log.clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        load_pipeline("alice/shapes", revision="v1")
+    assert not [entry for entry in hub.log if "/resolve/" in entry["p"] and entry["m"] == "GET"]
 
 
 @ONE_STORAGE
@@ -251,7 +329,10 @@ def test_a_model_that_is_not_on_the_hub_goes_into_the_space(hub, exported, tmp_p
     run = tmp_path / "run"
     write_checkpoint(run / "checkpoints" / "step-3", lambda folder: shutil.copytree(exported, folder / "pipeline"))
     (run / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
-    (run / "evaluation.json").write_text(json.dumps({"scores": {"fid": 1.0}, "protocol": {"dataset": "/home/me/data"}}))
+    digest = weights_digest(run / "checkpoints" / "step-3" / "pipeline" / "unet")
+    protocol = {"num_images": 9, "reference_images": 9, "features": "x", "weights_sha256": digest}
+    protocol["dataset"] = "/home/me/data"
+    (run / "evaluation.json").write_text(json.dumps({"scores": {"fid": 1.0}, "protocol": protocol}))
     (run / "checkpoints" / "optimizer.bin").write_text("state")
     deploy_space("alice/shapes-space", run)
     assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "model"}

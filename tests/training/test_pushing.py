@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +18,7 @@ from ddpm_hf.config import build_config
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.stopping import StopSignal
+from ddpm_hf.training import pushing
 
 HUB = {"push_to_hub": True, "hub_model_id": "alice/run"}
 one_storage = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
@@ -42,6 +45,17 @@ def same_weights(hub, name, revision="main") -> bool:
     return Path(hub.lfs_path(file.sha256)).read_bytes() == name.read_bytes()
 
 
+def one_after_the_other(poll):
+    """``poll``, waiting for the push before: a tiny run is faster than any Hub."""
+
+    def wait(self):
+        while self._running is not None and not self._running.sending.is_done():
+            time.sleep(0.01)
+        poll(self)
+
+    return wait
+
+
 @one_storage
 def test_a_run_is_pushed_when_it_is_done(hub, tmp_path, capsys):
     folder = tmp_path / "run"
@@ -61,16 +75,7 @@ def test_a_run_is_pushed_when_it_is_done(hub, tmp_path, capsys):
 
 @one_storage
 def test_every_checkpoint_is_pushed_and_tagged(hub, tmp_path, monkeypatch):
-    from ddpm_hf.training import pushing
-
-    poll = pushing.Pushes.poll
-
-    def wait(self):  # for the push before: a tiny run is faster than any Hub
-        while self._running is not None and not self._running.sending.is_done():
-            time.sleep(0.01)
-        poll(self)
-
-    monkeypatch.setattr(pushing.Pushes, "poll", wait)
+    monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
     folder = tmp_path / "run"
     tiny_run(folder, **HUB, hub_strategy="every_save", hub_tag_steps=True, checkpoints_total_limit=9)
     assert titles(hub) == [f"Upload model of step {step}" for step in (4, 8, 12)]
@@ -116,10 +121,57 @@ def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, capsys
 
 
 @one_storage
+def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, capsys, monkeypatch):
+    """As long as the checkpoint is kept; of one that is gone, the line says that the newest is pushed."""
+    monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
+    hub.fault("POST", "/commit/main", times=2, status=403, message="no")
+    folder = tmp_path / "run"
+    settings = {"hub_strategy": "every_save", "hub_tag_steps": True, "checkpoints_total_limit": 2}
+    tiny_run(folder, **HUB, **settings)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step ")]
+    assert [line.split(":")[1] for line in lines] == [" step 4", " step 8"] and titles(hub) == [
+        "Upload model of step 12"
+    ]
+    for step, line in zip((4, 8), lines):
+        command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {step} --tag step-{step}`"
+        assert line.endswith(f"when that is mended, {command} pushes it, as long as its checkpoint is kept.")
+    assert main(shlex.split(command.strip("`"))[3:]) == 0
+    assert hub.repos["model", "alice/run"].tags.keys() == {"step-8", "step-12"}
+    assert same_weights(hub, folder / "checkpoints/step-8/pipeline/unet/diffusion_pytorch_model.safetensors", "step-8")
+
+    shutil.rmtree(folder / "checkpoints/step-8")
+    pushes = pushing.Pushes(build_config({**TINY, **HUB, **settings, "output_dir": str(folder)}), print)
+    pushes.push(8, {}, checkpoint=True)
+    newest = f"`python -m ddpm_hf push {folder} --repo-id alice/run` pushes the newest, for that checkpoint is gone."
+    assert capsys.readouterr().out.endswith(f"{newest}\n")
+
+
+@one_storage
+def test_a_run_that_was_killed_can_be_pushed_with_its_facts(hub, tmp_path, monkeypatch):
+    """Those of its last checkpoint: data sets, device, time, and where its settings come from."""
+    folder = tmp_path / "run"
+    trainer = tiny_trainer(folder, max_train_steps=40, dataset_license="mit")
+    trainer.settings_from = "configs/x.yaml; else the defaults"
+    train_step = trainer.train_step
+
+    def die():
+        train_step()
+        if trainer.state.step == 6:
+            raise KeyboardInterrupt
+
+    trainer.train_step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert main(["push", str(folder), "--repo-id", "alice/run"]) == 0
+    card = files(hub)["README.md"].data.decode()
+    assert "## Environmental cost" in card and "minutes of training on" in card
+    assert "Where they come from: configs/x.yaml; else the defaults." in card
+    assert "- fashion_mnist_tiny.parquet, licence mit" in card
+
+
+@one_storage
 def test_no_step_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch):
     """All steps are done, and the pipeline is exported, before the Hub answers the first request."""
-    from ddpm_hf.training import pushing
-
     released, done_before = threading.Event(), []
     hub.fault("*", "", times=1, delay=3600)
     sleep = time.sleep
@@ -139,8 +191,6 @@ def test_no_step_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch
 
 @one_storage
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_hub(hub, tmp_path, capsys, monkeypatch):
-    from ddpm_hf.training import pushing
-
     monkeypatch.setattr(pushing, "GRACE", 0.2)
     hub.fault("POST", "/commit/main", times=10_000, delay=60)
     stop = StopSignal()
