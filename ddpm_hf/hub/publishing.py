@@ -48,7 +48,7 @@ def push(
     """Upload a run, or an exported pipeline, in one commit, creating the repository if need be.
 
     What is there already is not sent again, and a push that changes nothing makes no commit. A folder without README.md
-    of its own is given one there: the model card, filled in from the run.
+    of its own is given one there: the model card, filled in from the run. Scores of other weights are left out.
 
     Args:
         folder: output_dir of a run, also of one that goes on, or an exported pipeline.
@@ -68,7 +68,7 @@ def push(
 
     Raises:
         UserError: if the folder is no pipeline, holds a token, or the Hub refuses or cannot be reached. The repository
-            is then as it was before.
+            is then as it was before; one that was made for the push is there, and empty.
     """
     refuse_bad_id(repo_id)
     folder = Path(folder)

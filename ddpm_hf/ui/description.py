@@ -87,15 +87,11 @@ def _folder(model: Model) -> Path | None:
 
 def _file(model: Model, folder: Path | None, name: str) -> str:
     """The text of a file of the model; "" where it has none, or it is not on this machine."""
-    if folder is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(model.source, name)
-        path = Path(found) if isinstance(found, str) else None
-    else:
-        path = folder / name
+    if folder is None:  # in the cache, the folder of the commit that was loaded
+        origin = model.pipeline.unet.config.get("_name_or_path")
+        folder = Path(origin).parent if origin else None
     try:
-        return path.read_text() if path else ""
+        return (folder / name).read_text() if folder else ""
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -1,13 +1,17 @@
 """Several models: an allow-list, loaded when asked for, within a bound on memory."""
 
 import asyncio
+import json
 
 import gradio as gr
 import pytest
 from app_server import tiny_pipeline
+from huggingface_hub import HfApi
 from test_ui_runs import drain
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub import export_pipeline, load_pipeline
+from ddpm_hf.ui.description import describe
 from ddpm_hf.ui.models import Model, Models, memory_from_environment, models_from_environment
 from ddpm_hf.ui.runs import Engine, stream_to_stage
 
@@ -125,3 +129,20 @@ def test_rectangular_models_work():
     engine = Engine(pipeline, "someone/wide")
     assert drain(stream_to_stage(engine, {"num_images": 1, "steps": 2}))[-1]["tile"] == [14, 10]
     engine.close()
+
+
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_scores_are_those_of_the_revision_that_is_shown(hub, tmp_path):
+    """Not those of the newest commit, also where that is in the cache, too."""
+    folder = export_pipeline(tmp_path / "model", tiny_pipeline(conditional=False))
+    api = HfApi()
+    api.create_repo("alice/scored")
+    for tag, fid in (("v1", 1.5), ("v2", 2.5)):
+        (folder / "evaluation.json").write_text(json.dumps({"scores": {"fid": fid}}))
+        api.upload_folder(repo_id="alice/scored", folder_path=folder)
+        api.create_tag("alice/scored", tag=tag)
+        load_pipeline("alice/scored")  # the newest
+    for revision, shown in (("v1", "1.5"), ("v2", "2.5"), (None, "2.5")):
+        pipeline = load_pipeline("alice/scored", revision=revision)
+        card = describe(Engine(pipeline, "alice/scored"))["card"]
+        assert card["scores"] == [["FID", shown]] and card["url"].endswith("alice/scored")
