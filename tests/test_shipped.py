@@ -1,12 +1,16 @@
 """The embedded model is what the README says it is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
 from ddpm_hf.__main__ import main
+from ddpm_hf.hub.card import is_ours
+from ddpm_hf.hub.contents import contents_of
+from scripts.ship_model import card_text
 
 MODEL = ROOT / "pretrained" / "fashion_mnist_small"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -23,6 +27,21 @@ def test_the_weights_are_small_enough():
 def test_no_copies_of_training_images_were_found():
     found = recorded("evaluation.json")
     assert found["findings"] == []
+
+
+def test_the_scores_are_of_these_weights():
+    contents = contents_of(MODEL)
+    assert contents.said == [] and contents.evaluation == recorded("evaluation.json")
+    assert {"evaluation.json", "evaluation-1000.json"} <= set(contents.files)
+
+
+def test_the_card_is_what_the_template_makes():
+    text = (MODEL / "README.md").read_text(encoding="utf-8")
+    assert text == card_text(), "run python -m scripts.ship_model --card"
+    assert is_ours(text)  # so that a push writes it anew, for its repository
+    figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert {"evaluation-samples.png", "evaluation-neighbours.png", "loss.png"} <= set(figures)
+    assert [name for name in figures if not (MODEL / name).is_file()] == []
 
 
 @pytest.mark.xfail(reason="scored on 5,000 images for want of CPU time; 10,000 is what was asked for", strict=True)

@@ -32,10 +32,26 @@ METRICS = {
     "label_accuracy": ("accuracy", "Label accuracy"),
 }
 SETTINGS = (  # of config.yaml, that the card shows
+    *(
+        "model",
+        "block_out_channels",
+        "layers_per_block",
+        "attention_levels",
+        "num_attention_heads",
+        "residual",
+        "dropout",
+    ),
+    *("num_epochs", "max_train_steps", "gradient_accumulation_steps", "snr_gamma"),
     *("prediction_type", "loss_type", "num_train_timesteps", "beta_start", "beta_end", "train_batch_size"),
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "ema_max_decay"),
     *("mixed_precision", "class_dropout_prob", "horizontal_flip", "sample_size", "resize", "seed"),
 )
+ONLY_WITH = {  # setting -> the other one, and its value, without which it does nothing
+    "layers_per_block": ("model", "unet2d"),
+    "num_epochs": ("max_train_steps", None),
+    "snr_gamma": ("loss_type", "min_snr"),
+    "class_dropout_prob": ("class_conditional", True),
+}
 
 
 def card_values(contents: Contents, license: str | None = None, dataset_license: str | None = None) -> dict[str, Any]:
@@ -74,9 +90,7 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
         "data": [{"id": name} for name in _lines(contents.facts.get("Hub data sets"))],
         "local_data": [without_paths(name) for name in _local_data(settings, contents.facts)],
-        "settings": {
-            name: settings[name] for name in SETTINGS if settings.get(name) is not None and settings[name] is not False
-        },
+        "settings": _shown_settings(settings),
         "metrics": {name: value for name, value in contents.metrics.items() if isinstance(value, (int, float))},
         "hours": _hours(contents.facts.get("Wall time")),
         "facts": {name: without_paths(str(value)) for name, value in contents.facts.items()},
@@ -84,6 +98,17 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         "grids": contents.grids(),
         "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
     }
+
+
+def _shown_settings(settings: dict) -> dict:
+    """The settings that are in force, in the card's order."""
+    shown = {
+        name: settings[name] for name in SETTINGS if settings.get(name) is not None and settings[name] is not False
+    }
+    for name, (other, value) in ONLY_WITH.items():
+        if settings.get(other) != value:
+            shown.pop(name, None)
+    return shown
 
 
 def _some_labels(num_classes) -> list[int]:
