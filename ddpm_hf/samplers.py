@@ -12,12 +12,17 @@ from ddpm_hf.scheduler import MyDDPMScheduler
 
 @dataclass(frozen=True)
 class Sampler:
-    """A scheduler class and what it is set to; ``about`` is the line a visitor reads."""
+    """A scheduler class and what it is set to; ``about`` is the line a visitor reads.
+
+    fresh_noise: whether it adds noise at its steps. Those that do not end, with more and more steps, at the same images
+    from the same start; those that do each at others.
+    """
 
     title: str
     about: str
     scheduler_class: type[SchedulerMixin]
     settings: dict[str, Any] = field(default_factory=dict)
+    fresh_noise: bool = False
 
 
 # Clipping the predicted x_0 to the pixels' range helps every sampler that leaves steps out; the multistep solvers
@@ -37,6 +42,7 @@ SAMPLERS = {
         "second-order with fresh noise at every step, which mends what the network got wrong: 15 to 50 steps",
         diffusers.DPMSolverMultistepScheduler,
         {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++", **_CLIP_MULTISTEP},
+        fresh_noise=True,
     ),
     "unipc": Sampler(
         "UniPC",
@@ -67,12 +73,14 @@ SAMPLERS = {
         "the seed's: fresh noise of variance beta at every step, best with all of them",
         MyDDPMScheduler,
         {"variance_type": "fixed_large"},
+        fresh_noise=True,
     ),
     "ddpm-small": Sampler(
         "DDPM, small variance",
         "the posterior's variance and clipping: better than DDPM when steps are left out",
         MyDDPMScheduler,
         {"variance_type": "fixed_small", **_CLIP},
+        fresh_noise=True,
     ),
 }
 # what the shipped model's scores are best with (benchmarks/NOTES.md, README)

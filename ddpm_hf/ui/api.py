@@ -131,9 +131,11 @@ def _add_compare(engine: Engine):
             model: one of those that the page offers.
 
         Returns:
-            {"done": True, "lanes": a list, "seeds", "names", "settings"} where a lane is
-            {"sampler", "title", "steps", "calls", "seconds", "distance", "grid_png"} with the RMS distance over pixels
-            in [0, 1] to DDIM with all steps and a PNG file in base64. Before it {"done": False, "step", "total"}.
+            {"done": True, "lanes": a list, "note", "seeds", "names", "settings"} where a lane is
+            {"sampler", "title", "steps", "calls", "seconds", "fresh_noise", "distance", "grid_png"} with the RMS
+            distance over pixels in [0, 1] to DDIM with all steps, or null where the sampler adds fresh noise or it
+            could not be measured (note says so in words), and a PNG file in base64. Before it
+            {"done": False, "step", "total"}.
         """
         values = {
             "lanes": lanes,

@@ -1,6 +1,12 @@
-"""Samplers side by side: the same noise, in step, and how far each ends from the result of all steps."""
+"""Samplers side by side: the same noise, in step, and how far each ends from the result of all steps.
+
+What is measured against is DDIM with all the steps of the training process, the flow that all samplers without noise of
+their own follow: with more steps they come as near to it as one likes. Those that add noise at every step end at other
+images, just as good, and are not measured: a number would tell nothing of them.
+"""
 
 import math
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -8,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ddpm_hf.samplers import SAMPLERS
+from ddpm_hf.sampling import with_sampler
 from ddpm_hf.ui.files import as_base64, png_file
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import Settings, request_of
@@ -26,6 +33,10 @@ from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, calls_of, labels_of
 
 REQUEST = ("lanes", "num_images", "class_name", "guidance_scale", "seed", "model")
 REFERENCE_SAMPLER = "ddim"
+REFERENCE_IMAGES = 2  # the first ones: all the steps take most of a minute for two, guided, on two cores
+REFERENCE_SECONDS = 300.0  # of waiting and computing, after which there are no distances
+REFERENCE_NEWS = 10  # steps
+FRESH_NOISE = "noise of their own at every step leads to other images, just as good"
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,47 @@ class Comparison:
             yield item
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What lanes are measured against. A task whose frames, but for the last, have neither picture nor pixels."""
+
+    model: str
+    settings: Settings
+
+    @classmethod
+    def of(cls, model: Model, lane: Settings) -> "Reference":
+        count = min(lane.num_images, REFERENCE_IMAGES)
+        return cls(model.name, replace(lane, sampler=REFERENCE_SAMPLER, steps=model.timesteps, num_images=count))
+
+    @property
+    def group(self):
+        """Shares its calls with no other task."""
+        return self
+
+    @property
+    def rows(self) -> int:
+        return Generation(self.model, self.settings).rows
+
+    def totals(self, model: Model) -> list[int]:
+        return [self.settings.steps]
+
+    @staticmethod
+    def run(model: Model, tasks: Sequence["Reference"]) -> Iterator[Item]:
+        """The one task."""
+        settings = tasks[0].settings
+        pipeline = with_sampler(model.pipeline, settings.sampler)
+        labels, seeds = labels_of(model.pipeline, settings), list(settings.seeds)
+        began = time.perf_counter()
+        for step in pipeline.denoise(len(seeds), labels, settings.guidance_scale, settings.steps, seed=seeds):
+            made, pixels = step.index + 1, None
+            if made == settings.steps:
+                pixels = np.stack([np.asarray(image) for image in pipeline.postprocess(step.sample)])
+            elif made % REFERENCE_NEWS:
+                yield None
+                continue
+            yield [Frame(0, made, step.timestep, round(time.perf_counter() - began, 3), "", pixels)]
+
+
 async def stream_comparison(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
     """Values for the page while samplers are compared.
 
@@ -73,10 +125,11 @@ async def stream_comparison(engine: Engine, values: dict, session: str = "") -> 
 
     Yields:
         {"run", "state", "queue", "cached", "tile", "seeds", "names", "seconds", "settings", "lanes", "reference"}.
-        A lane is {"sampler", "title", "steps", "total", "calls", "seconds", "distance", "frames"}: ``total`` frames
-        after the first, ``calls`` of the network made for them, and at last ``distance``, RMS over pixels in [0, 1] to
-        what DDIM makes with all steps. While that is computed the state is "measuring", and ``reference`` is
-        {"step", "total"}.
+        A lane is {"sampler", "title", "steps", "total", "calls", "seconds", "fresh_noise", "distance", "frames"}:
+        ``total`` frames after the first, ``calls`` of the network made for them, and at last ``distance``, RMS over
+        pixels in [0, 1] to what DDIM makes with all steps, or None: of a sampler with ``fresh_noise``, or where it
+        could not be measured. While it is, the state is "measuring", and ``reference`` {"step", "total", "images": of
+        how many images, "note"}; at last its note says in words what the distances are, or why there are none.
 
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
@@ -113,17 +166,16 @@ async def _measured(engine: Engine, values: dict, session: str) -> AsyncIterator
             compared.state = "measuring" if compared.job.state == "done" else compared.job.state
             yield compared
     raise_if_failed(compared.job)
-    async with aclosing(watch(engine, compared.reference)) as reports:
-        async for ended, _ in reports:
-            if ended and compared.reference.state == "done":
-                compared.measure()
-            yield compared
-    raise_if_failed(compared.reference)
-
-
-def reference_task(model: Model, settings: Settings) -> Generation:
-    """What lanes are measured against: all the steps of the training process, without fresh noise."""
-    return Generation(model.name, replace(settings, sampler=REFERENCE_SAMPLER, steps=model.timesteps))
+    if compared.measures:
+        end = time.monotonic() + REFERENCE_SECONDS
+        async with aclosing(watch(engine, compared.reference)) as reports:
+            async for ended, _ in reports:
+                if not ended:
+                    yield compared
+                if time.monotonic() > end:
+                    break
+    compared.conclude()
+    yield compared
 
 
 class Compared:
@@ -131,8 +183,8 @@ class Compared:
 
     def __init__(self, engine: Engine, model: Model, lanes: Sequence[Settings], session: str):
         self.job = Job(Comparison(model.name, tuple(lanes)), model, session)
-        self.reference = Job(reference_task(model, lanes[0]), model, session, background=True)
-        self.state = "waiting"
+        self.reference = Job(Reference.of(model, lanes[0]), model, session, background=True)
+        self.state, self.note = "waiting", ""
         self._engine, self._model, self._settings = engine, model, lanes
         self._windows = [Window() for _ in lanes]
         self._lanes = [
@@ -143,6 +195,7 @@ class Compared:
                 "total": total,
                 "calls": 0,
                 "seconds": 0.0,
+                "fresh_noise": SAMPLERS[settings.sampler].fresh_noise,
                 "distance": None,
                 "frames": {},
             }
@@ -155,13 +208,18 @@ class Compared:
         self._head["settings"] = {**shared, "lanes": chosen}
 
     @property
+    def measures(self) -> bool:
+        """Whether a lane can be measured."""
+        return not all(lane["fresh_noise"] for lane in self._lanes)
+
+    @property
     def step(self) -> int:
-        """Frames made, those of the reference among them."""
+        """Frames made, the steps of the reference among them."""
         return self.job.done + self.reference.done
 
     @property
     def total(self) -> int:
-        return sum(self.job.totals) + self.reference.totals[0]
+        return sum(self.job.totals) + (self.reference.totals[0] if self.measures else 0)
 
     def push(self, news: Sequence[Frame]):
         """Take up frames of any lane."""
@@ -172,12 +230,28 @@ class Compared:
             if frames:
                 lane["calls"], lane["seconds"] = guided * frames[-1].index, frames[-1].seconds
 
-    def measure(self):
-        """Fill in the distances, once both jobs are done."""
+    def conclude(self):
+        """Fill in the distances, or say why there are none. The lanes stay as they are."""
+        self.state, self.note = "done", self._note()
+        if not self.measures or self.reference.state != "done":
+            return
         exact = self.reference.result().pixels
         for number, lane in enumerate(self._lanes):
-            lane["distance"] = round(rms_distance(self.job.result(number).pixels, exact), 5)
-        self.state = "done"
+            if not lane["fresh_noise"]:
+                lane["distance"] = round(rms_distance(self.job.result(number).pixels[: len(exact)], exact), 5)
+
+    def _note(self) -> str:
+        steps, count = self.reference.totals[0], self.reference.task.settings.num_images
+        if not self.measures:
+            return f"Not measured: {FRESH_NOISE}."
+        if self.reference.error:
+            return f"Not measured: {self.reference.error}"
+        if self.reference.state != "done":
+            return f"Not measured: all {steps} steps of DDIM take more than {REFERENCE_SECONDS:.0f} s here at present."
+        which = "" if count == self._settings[0].num_images else f", over the first {count} images"
+        words = f"Root mean square over the pixels, from 0 to 1, to what DDIM makes with all {steps} steps{which}."
+        fresh = any(lane["fresh_noise"] for lane in self._lanes)
+        return f"{words} The others have no distance: {FRESH_NOISE}." if fresh else words
 
     def value(self) -> dict:
         """As the page takes it."""
@@ -188,7 +262,12 @@ class Compared:
             "cached": self.job.cached,
             "seconds": round(self.job.seconds, 3),
             "lanes": [dict(lane) for lane in self._lanes],
-            "reference": {"step": self.reference.done, "total": self.reference.totals[0]},
+            "reference": {
+                "step": self.reference.done,
+                "total": self.reference.totals[0],
+                "images": self.reference.task.settings.num_images,
+                "note": self.note,
+            },
         }
 
     def answer(self) -> dict:
@@ -198,7 +277,8 @@ class Compared:
             about = {key: value for key, value in lane.items() if key not in ("total", "frames")}
             grid = png_file(self._model, settings, self.job.result(number))
             lanes.append({**about, "grid_png": as_base64(grid)})
-        return {"done": True, "lanes": lanes, **{key: self._head[key] for key in ("seeds", "names", "settings")}}
+        shared = {key: self._head[key] for key in ("seeds", "names", "settings")}
+        return {"done": True, "lanes": lanes, "note": self.note, **shared}
 
 
 def rms_distance(images: np.ndarray, others: np.ndarray) -> float:

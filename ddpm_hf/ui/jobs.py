@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_PER_SESSION = 3
 MAX_WAIT_SECONDS = 900.0
-BACKGROUND_PATIENCE = 4  # times max_seconds, which a job in the background may compute
 
 FAILED = "the model failed on this request; the details are in the server's log."
 _END = object()
@@ -270,13 +269,12 @@ class Worker:
         for job in batch:
             job.begin()
         kept = {task: Kept(self._cache.largest) for task in tasks}
-        limit = self.max_seconds * (BACKGROUND_PATIENCE if batch[0].background else 1)
         computed, stream = 0.0, self._compute(model, tasks)
         try:
             while any(job.wanted for job in batch):
                 self._give_way(batch)
-                if computed > limit:
-                    raise UserError(f"this took more than {limit:.0f} s: take fewer images or steps.")
+                if computed > self.max_seconds:
+                    raise UserError(f"this took more than {self.max_seconds:.0f} s: take fewer images or steps.")
                 began = time.monotonic()
                 with self.lock, torch.inference_mode():
                     item = batch[0].context.run(next, stream, _END)

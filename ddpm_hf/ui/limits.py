@@ -22,7 +22,6 @@ MAX_JOBS_OF_ADDRESS = 8
 MAX_JOBS = 40
 
 DEFAULT_IMAGES = 16
-# The lanes are measured against the result of all steps, which takes a CPU minutes for more.
 COMPARED_LANES = (2, 4)
 DEFAULT_COMPARED = 4
 MAX_COMPARED = 8

@@ -5,15 +5,19 @@ import asyncio
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from PIL import ImageChops
 from test_ui_frames import decoded
 from test_ui_runs import drain, wait_for_end
 
+from ddpm_hf.hub import load_allowed
+from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import generate, with_sampler
-from ddpm_hf.ui.comparison import compare_for_program, rms_distance, stream_comparison
+from ddpm_hf.ui.comparison import Reference, compare_for_program, rms_distance, stream_comparison
+from ddpm_hf.ui.runs import Engine
 
 LANES = [{"sampler": "dpm", "steps": 4}, {"sampler": "heun", "steps": 5}, {"sampler": "ddpm", "steps": 12}]
-REQUEST = {"num_images": 2, "seed": 6, "guidance_scale": 2.0, "lanes": LANES}
+REQUEST = {"num_images": 3, "seed": 6, "guidance_scale": 2.0, "lanes": LANES}
 
 
 @pytest.fixture
@@ -25,26 +29,32 @@ def short(engine, monkeypatch):
 
 def alone(engine, lane) -> np.ndarray:
     pipeline = with_sampler(engine.pipeline, lane["sampler"])
-    return generate(pipeline, 2, steps=lane["steps"], seed=6, guidance_scale=2.0).arrays()["images"]
+    return generate(pipeline, 3, steps=lane["steps"], seed=6, guidance_scale=2.0).arrays()["images"]
 
 
 def test_lanes_are_what_each_sampler_makes_alone_and_are_measured(short):
     values = drain(stream_comparison(short, REQUEST))
     last = values[-1]
-    assert last["state"] == "done" and last["reference"] == {"step": 20, "total": 20}
+    note = last["reference"].pop("note")
+    assert last["state"] == "done" and last["reference"] == {"step": 20, "total": 20, "images": 2}
+    assert "all 20 steps, over the first 2 images" in note and "other images" in note
     exact = alone(short, {"sampler": "ddim", "steps": 20})
     for lane, chosen in zip(last["lanes"], LANES, strict=True):
         images = alone(short, chosen)
         sheet = decoded(lane["frames"][str(lane["total"])]["src"])
-        shown = [np.asarray(sheet.crop((x, 0, x + 14, 14))) for x in (0, 14)]
+        shown = [np.asarray(sheet.crop((x, y, x + 14, y + 14))) for x, y in ((0, 0), (14, 0), (0, 14))]
         assert np.array_equal(shown, images)
-        assert lane["distance"] == pytest.approx(np.sqrt(((images / 255 - exact / 255) ** 2).mean()), abs=1e-4)
+        if chosen["sampler"] == "ddpm":
+            assert lane["fresh_noise"] and lane["distance"] is None
+        else:
+            distance = np.sqrt((((images[:2] - 1.0 * exact[:2]) / 255) ** 2).mean())
+            assert not lane["fresh_noise"] and lane["distance"] == pytest.approx(distance, abs=1e-4)
         total = 9 if chosen["sampler"] == "heun" else chosen["steps"]
         assert (lane["sampler"], lane["total"], lane["calls"]) == (chosen["sampler"], total, 2 * total)
         assert lane["seconds"] > 0
     assert last["settings"] == {
         "model": "fashion_mnist_small",
-        "num_images": 2,
+        "num_images": 3,
         "class_name": "any",
         "guidance_scale": 2.0,
         "seed": 6,
@@ -97,8 +107,73 @@ def test_programs_get_the_same(short):
     assert all(report["done"] is False and report["step"] <= report["total"] == 4 + 9 + 12 + 20 for report in progress)
     stage = drain(stream_comparison(short, REQUEST))[-1]
     assert [lane["distance"] for lane in answer["lanes"]] == [lane["distance"] for lane in stage["lanes"]]
-    assert answer["done"] and answer["settings"] == stage["settings"] and answer["seeds"] == [6, 7]
+    assert answer["done"] and answer["settings"] == stage["settings"] and answer["seeds"] == [6, 7, 8]
+    assert answer["note"] == stage["reference"]["note"]
     assert all(lane["grid_png"].startswith("iVBOR") and "frames" not in lane for lane in answer["lanes"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_samplers_with_fresh_noise_are_known(engine, name):
+    """From one start, another source of noise leads elsewhere, or not."""
+    pipeline = with_sampler(engine.pipeline, name)
+    start = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    ends = [
+        pipeline(1, num_inference_steps=4, latents=start, generator=torch.Generator().manual_seed(i), output_type="pt")
+        for i in range(2)
+    ]
+    assert torch.equal(ends[0].images, ends[1].images) is not SAMPLERS[name].fresh_noise
+
+
+def test_noise_of_their_own_is_not_measured(engine, monkeypatch):
+    calls = []
+    forward = engine.pipeline.unet.forward
+    monkeypatch.setattr(engine.pipeline.unet, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    lanes = [{"sampler": "ddpm", "steps": 3}, {"sampler": "dpm-sde", "steps": 4}]
+    last = drain(stream_comparison(engine, {**REQUEST, "lanes": lanes}))[-1]
+    assert last["state"] == "done" and [lane["distance"] for lane in last["lanes"]] == [None, None]
+    assert last["reference"]["note"].startswith("Not measured: noise of their own") and len(calls) == 3 + 4
+
+
+def test_what_takes_too_long_is_not_measured_and_the_lanes_stay(engine, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.ui.comparison.REFERENCE_SECONDS", 0.0)
+    values = drain(stream_comparison(engine, REQUEST))
+    wait_for_end(10)
+    *_, before, last = values
+    assert (before["state"], last["state"]) == ("measuring", "done")
+    assert [lane["frames"] for lane in last["lanes"]] == [lane["frames"] for lane in before["lanes"]]
+    assert {lane["distance"] for lane in last["lanes"]} == {None}
+    assert last["reference"]["note"] == "Not measured: all 1000 steps of DDIM take more than 0 s here at present."
+
+
+def test_what_fails_is_not_measured_and_the_lanes_stay(short, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("secret")
+        yield
+
+    monkeypatch.setattr(Reference, "run", staticmethod(broken))
+    last = drain(stream_comparison(short, REQUEST))[-1]
+    assert last["state"] == "done" and last["reference"]["note"].startswith("Not measured: the model failed")
+    assert last["lanes"][0]["frames"] and last["lanes"][0]["distance"] is None
+
+
+def test_the_reference_is_small_in_memory(short):
+    drain(stream_comparison(short, REQUEST))
+    settings = short.models.first.limits.check_comparison(**REQUEST)[0]
+    frames = short.cache.get(Reference.of(short.models.first, settings))
+    assert sum(frame.num_bytes for frame in frames) < 2000 and len(frames) == 2
+
+
+@pytest.mark.slow  # a thousand steps of the shipped model
+def test_distances_of_the_shipped_model_tell_solvers_apart():
+    """More steps, or a better solver, end nearer to the solution."""
+    engine = Engine(load_allowed(None))
+    lanes = [("dpm", 5), ("ddim", 10), ("ddim", 50), ("dpm", 20)]
+    lanes = [{"sampler": sampler, "steps": steps} for sampler, steps in lanes]
+    last = drain(stream_comparison(engine, {"num_images": 2, "lanes": lanes, "seed": 3}))[-1]
+    engine.close()
+    crude, ten, fifty, second = (lane["distance"] for lane in last["lanes"])
+    print({f"{lane['sampler']} {lane['steps']}": lane["distance"] for lane in last["lanes"]})
+    assert fifty < 0.5 * crude and fifty < 0.5 * ten and second < ten
 
 
 def test_rms_distance_is_of_the_pixels_range():
