@@ -1,6 +1,7 @@
 """The model card: what a run says of itself, in the words of model_card.md. What is not known is left out."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,12 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         "width": index.get("output_width") or width,
         "classes": [name for _, name in sorted(labels.items(), key=_place_of_label)],
         "conditional": num_classes is not None,
-        "classes_asked": ""
-        if num_classes is None
-        else f"class_labels={_some_labels(num_classes)}, guidance_scale={GUIDANCE}, ",
+        "classes_asked": _arguments(class_labels=_some_labels(num_classes), guidance_scale=GUIDANCE)
+        if num_classes is not None
+        else [],
         "steps": min(STEPS, timesteps) if isinstance(timesteps, int) else STEPS,
         "default_steps": STEPS,
-        "sampler": ", ".join(f"{name}={value!r}" for name, value in SAMPLER.items()),
+        "sampler": _arguments(**SAMPLER),
         "parameters": contents.parameters,
         "num_train_timesteps": timesteps,
         "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
@@ -109,6 +110,11 @@ def _shown_settings(settings: dict) -> dict:
         if settings.get(other) != value:
             shown.pop(name, None)
     return shown
+
+
+def _arguments(**values) -> list[str]:
+    """In Python, as one writes it."""
+    return [f"{name}={json.dumps(value) if isinstance(value, str) else repr(value)}" for name, value in values.items()]
 
 
 def _some_labels(num_classes) -> list[int]:

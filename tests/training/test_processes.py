@@ -266,6 +266,8 @@ def test_the_script_header_is_what_the_trainer_needs(tmp_path):
     assert {"gradio", "pytest", "trackio"} <= hidden
     arguments = [*SMOKE, "--max_train_steps", "4", "--score_features", moments_file(tmp_path / "features.pt")]
     arguments += ["--score_images", "12", "--report_to", "auto", "--output_dir", str(tmp_path / "run")]
+    arguments += ["--block_out_channels", "[8,16]", "--attention_levels", "[]", "--train_batch_size", "8"]
+    arguments += ["--validation_images", "20"]
     command = [sys.executable, "-c", HIDING, json.dumps(sorted(hidden)), *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
