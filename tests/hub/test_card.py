@@ -195,7 +195,7 @@ def test_licences_and_where_the_settings_come_from(hub, tmp_path):
     assert card.data.license == "apache-2.0"
     for said in (
         "- my pictures, licence cc0-1.0",
-        "Where they come from: configs/x.yaml; seed on the command line.",
+        "The settings are from configs/x.yaml; seed on the command line.",
         "## Licence\n\napache-2.0.",
     ):
         assert said in card.text

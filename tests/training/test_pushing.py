@@ -152,6 +152,7 @@ def test_a_run_that_was_killed_can_be_pushed_with_its_facts(hub, tmp_path, monke
     folder = tmp_path / "run"
     trainer = tiny_trainer(folder, max_train_steps=40, dataset_license="mit")
     trainer.settings_from = "configs/x.yaml; else the defaults"
+    trainer._started -= 600  # it took a while
     train_step = trainer.train_step
 
     def die():
@@ -164,8 +165,8 @@ def test_a_run_that_was_killed_can_be_pushed_with_its_facts(hub, tmp_path, monke
         trainer.train()
     assert main(["push", str(folder), "--repo-id", "alice/run"]) == 0
     card = files(hub)["README.md"].data.decode()
-    assert "## Environmental cost" in card and "minutes of training on" in card
-    assert "Where they come from: configs/x.yaml; else the defaults." in card
+    assert "## Environmental cost" in card and re.search(r"^0\.2 hours of training on \w", card, re.M)
+    assert "The settings are from configs/x.yaml; else the defaults." in card
     assert "- fashion_mnist_tiny.parquet, licence mit" in card
 
 
