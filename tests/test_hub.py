@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from helpers import tiny_pipeline
+from helpers import hasty, tiny_pipeline
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
@@ -263,7 +263,8 @@ def test_push_removes_component_files_of_an_older_version(hub, exported, tmp_pat
 
 def test_push_to_a_hub_that_does_not_answer(exported, tmp_path, root):
     script = "import sys; from ddpm_hf.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(root)}
+    path = f"{root}{os.pathsep}{hasty(tmp_path / 'hasty')}"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": path}
     before = sorted(exported.rglob("*"))
     result = subprocess.run(
         [sys.executable, "-c", script, "push", str(exported), "--repo-id", "a/b"],

@@ -16,7 +16,7 @@ import yaml
 
 from ddpm_hf.checkpoints import checkpoints_of, newest_whole, step_of
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.evaluations import fitting_reports, weights_digest
+from ddpm_hf.hub.evaluations import fitting_reports
 
 PARTS = ("unet", "scheduler")
 OF_PIPELINE = (
@@ -106,9 +106,8 @@ def contents_of(folder: Path, step: int | None = None) -> Contents:
     if pipeline != folder:
         files |= _matching(folder, OF_RUN + OWN)
         files |= _grids(folder, step)
-    digest = weights_digest(pipeline / "unet")
-    at_the_end = checkpoint is None or digest == weights_digest(folder / "pipeline" / "unet")
-    files, evaluation, said = fitting_reports(files, digest, unsigned=at_the_end)
+    of_end = folder / "pipeline" / "unet" if checkpoint else None
+    files, evaluation, said = fitting_reports(files, pipeline / "unet", of_end)
     return Contents(
         files,
         index,

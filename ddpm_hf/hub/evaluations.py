@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 REPORTS = "evaluation*.json"
@@ -28,21 +29,25 @@ def weights_digest(unet: Path) -> str | None:
 
 
 def fitting_reports(
-    files: dict[str, Path], digest: str | None, unsigned: bool = True
+    files: dict[str, Path], unet: Path, unet_at_the_end: Path | None = None
 ) -> tuple[dict[str, Path], dict, list[str]]:
-    """``files`` without the reports, and their figures, that are not of these weights or are no reports.
+    """``files`` without the reports that are not of these weights or are no reports, and without figures of none.
 
     Args:
         files: name -> path.
-        digest: ``weights_digest`` of the weights they are to be of.
-        unsigned: take those that do not say which weights they are of, too.
+        unet: folder of the weights that they are to be of.
+        unet_at_the_end: of a checkpoint's run. A report that does not say which weights it is of is taken for one of
+            these, so it is left out where they are others; None: they are the same.
 
     Returns:
         The files, what evaluation.json says ({} if it is none of them), and a line for each report that is left out
         or may be of other weights.
     """
     kept, said, report = dict(files), [], {}
-    for name in [name for name in files if fnmatch.fnmatchcase(name, REPORTS)]:
+    names = [name for name in files if fnmatch.fnmatchcase(name, REPORTS)]
+    digest = weights_digest(unet) if names else None
+    unsigned = not names or unet_at_the_end is None or weights_digest(unet_at_the_end) == digest
+    for name in names:
         values, problem = _read(files[name])
         of = None if problem else values["protocol"].get(DIGEST)
         if problem:
@@ -53,14 +58,19 @@ def fitting_reports(
             problem = "it does not say of which checkpoint it is"
         if problem:
             said.append(f"{name} is left out: {problem}; python -m ddpm_hf evaluate writes it anew.")
-            for left_out in (name, *(f"{name[:-5]}-{figure}.png" for figure in FIGURES)):
-                kept.pop(left_out, None)
+            del kept[name]
             continue
         if of is None:
             said.append(f"{name} does not say which weights it is of; it is taken to be of these.")
         if name == "evaluation.json":
             report = values
-    return kept, report, said
+    return {name: path for name, path in kept.items() if _report_of(name) in (None, *kept)}, report, said
+
+
+def _report_of(name: str) -> str | None:
+    """The report that a figure belongs to; None for what is no such figure."""
+    found = re.fullmatch(rf"(evaluation[^/]*)-({'|'.join(FIGURES)})\.png", name)
+    return found and f"{found[1]}.json"
 
 
 def _sha256(path: Path) -> str:

@@ -110,7 +110,7 @@ def upload_of(
 ) -> Upload:
     """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
 
-    A README.md that is a card of ours is written anew, for its repository.
+    A README.md that is a card of ours is written anew for its repository, where the facts of its run are beside it.
 
     Args:
         license, dataset_license: of the weights and of the images; None is what the run's settings say.
@@ -123,7 +123,7 @@ def upload_of(
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in TEXTS):
             files[name] = str(_rewritten(path, scratch / name.replace("/", "-")))
         _refuse_tokens(path)
-    card, before = None, _own_card(files.get("README.md"))
+    card, before = None, _card_to_write(contents)
     if before is not None:
         settings = contents.settings
         license = license or settings.get("hub_license") or given_in(before).get("license")
@@ -133,12 +133,12 @@ def upload_of(
     return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
 
 
-def _own_card(path: str | None) -> str | None:
-    """The card that is to be written anew, "" where there is none yet, None where somebody wrote a README.md."""
-    if path is None:
+def _card_to_write(contents: Contents) -> str | None:
+    """The card that is to be written anew, "" where there is none yet; None where the README.md is to stay as it is."""
+    if "README.md" not in contents.files:
         return ""
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    return text if is_ours(text) else None
+    text = contents.files["README.md"].read_text(encoding="utf-8", errors="replace")
+    return text if contents.facts and is_ours(text) else None  # without the facts, it would say less than before
 
 
 def frozen_upload_of(contents: Contents, repo_id: str, scratch: Path, **options) -> Upload:

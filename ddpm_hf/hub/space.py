@@ -214,7 +214,7 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
 
 def _preloaded(info) -> str:
     """An entry of preload_from_hub for a commit, "id file,file commit"; the Hub takes a commit with files alone."""
-    names = [sibling.rfilename for sibling in info.siblings]
+    names = [sibling.rfilename for sibling in info.siblings if not re.search(r"[\s,]", sibling.rfilename)]
     return f"{info.id} {','.join(_matching(names, [*FETCHED, *weight_files()]))} {info.sha}"
 
 

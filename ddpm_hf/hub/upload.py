@@ -200,10 +200,10 @@ def carry_out(upload: Upload, progress: Progress | None = None) -> dict:
         if upload.card is not None:
             upload = _with_card(api, upload, Path(scratch))
         commit = again(lambda: _commit(api, upload, tagged), limits, also=MOVED_ON)
-        progress.commit, progress.missing = commit, "whether all of them arrived could not be seen"
+        progress.commit, progress.missing = commit, "whether all of them are whole could not be seen"
         again(lambda: _check(api, upload, commit), limits)
     if runs:
-        progress.missing = "its variables and secrets are not set yet"
+        progress.missing = "not all of its variables and secrets are set yet"
         changed = _set_variables_and_secrets(api, upload)
     if upload.tag and tagged is None:
         progress.missing = f"the tag {upload.tag} is not set yet"

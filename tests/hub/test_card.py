@@ -225,10 +225,13 @@ def test_the_model_that_it_was_made_of(hub, tmp_path):
 
 
 def test_a_card_of_ours_in_the_folder_is_written_anew(hub, tmp_path):
-    """That of another repository, as it was downloaded; not one that somebody changed."""
+    """For its repository, as the shipped model's; not where it would say less, nor one that somebody changed."""
     folder = export_pipeline(tmp_path / "model", tiny_pipeline())
     values = card.card_values(contents_of(folder), "mit")
     (folder / "README.md").write_text(card.render_card(values, "alice/first"))
+    push(folder, "alice/third", quiet=True)  # as it was downloaded
+    assert str(card_of(hub, "alice/third")) == str(ModelCard((folder / "README.md").read_text()))
+    (folder / "facts.json").write_text(json.dumps(FACTS))
     push(folder, "alice/second", quiet=True)
     text = str(card_of(hub, "alice/second"))
     assert "alice/first" not in text and '"alice/second"' in text and card.given_in(text)["license"] == "mit"

@@ -59,6 +59,16 @@ def test_scores_of_other_weights_are_left_out(hub, tmp_path, capfd):
     assert not [name for name in names if name.startswith("evaluation")]  # nor what was pushed of the weights before
 
 
+def test_figures_without_their_report_are_left_out(tmp_path):
+    folder = export_pipeline(tmp_path / "model", tiny_pipeline())
+    for name in ("evaluation-samples.png", "evaluation-a-neighbours.png", "evaluation-b-samples.png", "loss.png"):
+        Image.new("L", (8, 8)).save(folder / name)
+    (folder / "evaluation-b.json").write_text(signed(folder))
+    contents = contents_of(folder)
+    assert [name for name in contents.files if name.endswith(".png")] == ["evaluation-b-samples.png", "loss.png"]
+    assert contents.said == [] and contents.evaluation == {}
+
+
 def test_weights_in_several_files_and_variants_have_a_digest_too(tmp_path):
     whole, split, both = (tmp_path / name for name in ("whole", "split", "both"))
     pipeline = tiny_pipeline()

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, hasty
 from huggingface_hub.utils import _http
 
 from ddpm_hf.errors import UserError
@@ -20,8 +20,6 @@ from ddpm_hf.hub.upload import Upload, answer_to
 
 TOKEN = "hf_ThisIsTheTokenThatNobodyMaySee42"
 LOUD = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "RUST_LOG": "debug", "HF_HUB_OFFLINE": "0"}
-# of every interpreter of the test: the client's own pauses, of up to half a minute, are cut short
-HASTY = "import time\nsleep = time.sleep\ntime.sleep = lambda seconds: sleep(min(seconds, 0.05))\n"
 FAULTS = [
     None,
     {"method": "POST", "path": "/commit/main", "status": 403, "message": f"token {TOKEN} is not allowed"},
@@ -67,9 +65,7 @@ def test_the_token_is_nowhere(hub, alices_token, tmp_path, fault):
     if fault:
         hub.fault(**fault)
     environment = {**os.environ, **LOUD, "HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
-    (tmp_path / "hasty").mkdir()
-    (tmp_path / "hasty" / "sitecustomize.py").write_text(HASTY)
-    environment["PYTHONPATH"] = str(tmp_path / "hasty")
+    environment["PYTHONPATH"] = hasty(tmp_path / "hasty")
     script = (
         "import sys; from ddpm_hf.hub import publishing, retries; from ddpm_hf.__main__ import main\n"
         "retries.Limits.__init__.__defaults__ = (20.0, 2, 3.0, 0.01, 0.05)\n"

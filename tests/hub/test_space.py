@@ -125,7 +125,7 @@ def test_a_space_that_is_refused_stays_as_it_was(hub, exported, monkeypatch, cap
     commit = repo.branches["main"]
     assert commit != before[0] and variables_of(repo) == before[1]
     line = capsys.readouterr().err
-    assert f"The files are there, as commit {commit[:8]}; its variables and secrets are not set yet." in line
+    assert f"The files are there, as commit {commit[:8]}; not all of its variables and secrets are set yet." in line
     hub.faults.clear()
     capsys.readouterr()
     assert deploy(*new) == 0
