@@ -1,21 +1,29 @@
 """The seed's Fashion-MNIST experiment and a modern one, in one call: losses, times, scores, pictures and weights.
 
     python -m benchmarks.seed_runs --dataset DIR --output DIR [--max-train-steps N] [--num-images 10000]
+                                   [--parcel DIR [--weights-of modern]]
 
 *published* is the seed's network of 20.6 M trained parameters at its published settings: batch 28, learning rate 1e-3
 throughout, 20 epochs, 1000 steps, no average. *modern* is ``configs/fashion_mnist_modern.yaml``. Each is trained by
 train.py, which resumes, so that a call that was cut off is made again; then scored by ``evaluate``, and drawn by
-``noise`` and ``sample``. What ends up in ``--output``, small enough to be sent: ``NAME/`` with metrics.jsonl, loss.png,
-score.json, noise.png and samples.png, ``NAME-pipeline/`` with the weights in half precision in shards of at most 15 MB,
-and summary.json. With --max-train-steps the same is done reduced, and the summary says so.
+``noise`` and ``sample``. What ends up in ``--output``: ``NAME/`` with metrics.jsonl, loss.png, score.json, noise.png
+and samples.png, ``NAME-pipeline/`` with the weights in half precision in shards of at most 15 MB, and summary.json.
+With --max-train-steps the same is done reduced, and the summary says so.
+
+A rented machine may give back only a few files of limited size: ``--parcel`` holds the same as one archive in parts of
+15 MiB, after every run that is done. Both runs make six parts, of 84 MB; ``--weights-of modern`` leaves out the weights
+of the other, three parts, and ``--weights-of`` alone those of both. ``cat seed_runs.tar.* | tar x`` unpacks them.
 """
 
 import argparse
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,15 +37,25 @@ RUNS = {
     },
     "modern": {"config": "configs/fashion_mnist_modern.yaml"},
 }
+PART = 15 * 2**20  # bytes of a part of the parcel
 KEPT = ("metrics.jsonl", "loss.png", "timesteps.png", "config.yaml")
 
 
 def call(*words):
-    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+    """Run a program of ours, which has told what is wrong if it fails; when we are stopped, it may save and stop."""
+    child = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT)
+    try:
+        status = child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    if status:
+        sys.exit(f"error: {' '.join(map(str, words))} ended with {status}.")
 
 
 def train(name: str, options) -> tuple[Path, float]:
-    """The run's folder, and the seconds that its steps took, those before an interruption included."""
+    """The finished run's folder, and the seconds that train.py took, those before an interruption included."""
     run = options.work / (f"{name}-reduced" if options.max_train_steps else name)
     settings = {**RUNS[name], "dataset": options.dataset, "output_dir": run, "report_to": "none"}
     if options.max_train_steps:
@@ -52,6 +70,8 @@ def train(name: str, options) -> tuple[Path, float]:
             run.mkdir(parents=True, exist_ok=True)
             with (run / "seconds.txt").open("a") as file:  # also of a call that is cut off by a signal
                 file.write(f"{time.perf_counter() - start}\n")
+        if not (run / "pipeline").exists():  # a signal stops the trainer in good order: it has saved
+            sys.exit(f"error: the run {name} was stopped before its end; the same command goes on.")
     return run, sum(map(float, (run / "seconds.txt").read_text().split()))
 
 
@@ -90,6 +110,25 @@ def summary(name: str, out: Path, seconds: float, options) -> dict:
     }
 
 
+def pack(options):
+    """``--output`` in ``--parcel``: one archive in parts, the weights last, so that a lost part costs them alone."""
+    weights = [options.output / f"{name}-pipeline" for name in RUNS]
+    left_out = [folder for folder, name in zip(weights, RUNS) if name not in options.weights_of]
+    files = [file for file in options.output.rglob("*") if file.is_file() and not set(left_out) & set(file.parents)]
+    options.parcel.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as whole:
+        with tarfile.open(fileobj=whole, mode="w") as archive:
+            for file in sorted(files, key=lambda file: (bool(set(weights) & set(file.parents)), str(file))):
+                archive.add(file, file.relative_to(options.output))
+        whole.seek(0)
+        for old in options.parcel.glob("seed_runs.tar.*"):
+            old.unlink()
+        number = 0
+        while part := whole.read(PART):
+            (options.parcel / f"seed_runs.tar.{number:02}").write_bytes(part)
+            number += 1
+
+
 def print_table(rows: list[dict]):
     print(
         f"\n{'run':12}{'steps':>8}{'images':>11}{'seconds':>9}{'loss':>8}{'FID':>9}{'real':>7}{'prec.':>7}{'recall':>8}"
@@ -112,19 +151,29 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num-images", type=int, default=10_000, help="to score")
     parser.add_argument("--sample-steps", type=int, default=50, help="of the sampler, for the score")
     parser.add_argument("--torch-compile", help="mode of torch.compile, as for train.py")
+    parser.add_argument("--parcel", type=Path, help="folder for all of it as one archive in parts")
+    parser.add_argument("--weights-of", nargs="*", choices=RUNS, default=list(RUNS), help="runs whose weights it holds")
     options = parser.parse_args(argv)
     options.output, options.work = options.output.resolve(), options.work.resolve()
+    if Path(options.dataset).exists():
+        options.dataset = str(Path(options.dataset).resolve())  # the programs run in the repository's root
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{platform.machine()}, {device}, torch {torch.__version__}", flush=True)
+    from ddpm_hf.devices import best_device, device_name
+
+    device = device_name(best_device())
+    print(f"{platform.machine()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     table = options.output / "summary.json"
     rows = {row["run"]: row for row in json.loads(table.read_text())["runs"]} if table.exists() else {}
     for name in options.only:
         run, seconds = train(name, options)
         rows[name] = {**summary(name, look(name, run, options), seconds, options), "machine": device}
         table.write_text(json.dumps({"runs": list(rows.values())}, indent=2) + "\n")
+        if options.parcel:
+            pack(options)
     print_table(list(rows.values()))
 
 

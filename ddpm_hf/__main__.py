@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from ddpm_hf.commands import deploy_space, evaluate, noise, push, train_features
+from ddpm_hf.commands.outputs import refuse_unwritable
 from ddpm_hf.errors import Parser, UserError, run_command
 from ddpm_hf.files import write_whole
 
 LARGEST_SEED = 2**32 - 1
-LARGEST_GUIDANCE = 100
 PICTURE_SUFFIXES = (".png", ".gif", ".webp", ".mp4", ".npz")
 
 
@@ -87,22 +87,17 @@ def _sample(arguments):
     output = Path(arguments.output)
     if output.suffix not in PICTURE_SUFFIXES:
         raise UserError(f"--output {output} must end in {', '.join(PICTURE_SUFFIXES)}.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}.")
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder.")
+    refuse_unwritable(output)
     if arguments.num_images < 1 or arguments.batch_size < 1:
         raise UserError("--num-images and --batch-size must be at least 1.")
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
-    if arguments.guidance_scale is not None and not abs(arguments.guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not
-        raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {arguments.guidance_scale}.")
 
     import torch
 
     from ddpm_hf.devices import best_device, best_dtype
     from ddpm_hf.hub import load_allowed
-    from ddpm_hf.sampling import ANIMATION_FRAMES, default_guidance, generate, labels_by_name, with_sampler
+    from ddpm_hf.sampling import ANIMATION_FRAMES, checked_guidance, generate, labels_by_name, with_sampler
 
     device = best_device()
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -114,8 +109,7 @@ def _sample(arguments):
         device=device,
     )
     labels = labels_by_name(pipeline, arguments.labels)
-    if arguments.guidance_scale is None:
-        arguments.guidance_scale = default_guidance(pipeline)
+    arguments.guidance_scale = checked_guidance(pipeline, arguments.guidance_scale)
     result = generate(
         with_sampler(pipeline, arguments.scheduler),
         arguments.num_images,
@@ -173,7 +167,7 @@ def _report(arguments):
 def _export(arguments):
     import torch
 
-    from ddpm_hf.hub import as_stock, export_pipeline, load_pipeline
+    from ddpm_hf.hub import as_stock, export_pipeline, load_pipeline, weights_name
 
     if arguments.weights is None:
         pipeline = load_pipeline(arguments.model, revision=arguments.revision)
@@ -181,6 +175,9 @@ def _export(arguments):
         from ddpm_hf.training import load_weights_of
 
         pipeline = load_weights_of(arguments.model, arguments.weights)
+    run = None if arguments.weights or pipeline.weights else evaluate.run_config(arguments.model)
+    if run is not None:
+        pipeline.weights = weights_name(run.ema_max_decays[0])
     size = arguments.max_shard_size
     if size is not None and not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", size):
         raise UserError(f"--max-shard-size must be like 15MB, got {size!r}.")

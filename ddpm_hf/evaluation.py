@@ -9,13 +9,15 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from accelerate.utils import gather_object
 
 from ddpm_hf.devices import processes
 from ddpm_hf.errors import UserError
 from ddpm_hf.features import FeatureExtractor, Features
-from ddpm_hf.image_sets import ImageSet
+from ddpm_hf.image_sets import ImageSet, on_all_ranks
 from ddpm_hf.metrics import (
+    IS_SPLITS,
+    KID_SUBSET_SIZE,
+    KID_SUBSETS,
     NEIGHBOURS,
     Scores,
     frechet_distance,
@@ -26,6 +28,11 @@ from ddpm_hf.metrics import (
     refuse_too_few,
     sorted_rows,
 )
+
+# what a printed report says of its protocol, a line each
+MADE = ("images", "sampler", "steps", "guidance_scale", "seed", "dtype", "weights")
+REAL = ("dataset", "split", "reference_split")
+SEEN = ("size", "resizing", "preprocessing")
 
 SHOWN_NEIGHBOURS = 12
 SAMPLE_OF_TRAIN = 2000  # training images whose distance to the others is usual, where no others are at hand
@@ -123,6 +130,8 @@ def evaluate(
         "reference_images": len(compared),
         "floor": f"{len(real)} training images; label accuracy of the reference",
         "precision_recall": f"k = {NEIGHBOURS}, {min(len(images), len(compared))} of the reference",
+        "kid": f"{KID_SUBSETS} subsets of {min(KID_SUBSET_SIZE, len(images), len(compared))}, cubic kernel",
+        "inception_score": f"{IS_SPLITS} splits" if scores.inception_score is not None else "none: no logits",
         "size": "x".join(map(str, images.shape)),
         "features": extractor.name,
         "num_features": found.features.shape[1],
@@ -151,7 +160,7 @@ def _extract(extractor: FeatureExtractor, images: ImageSet) -> Features:
     state = processes()
     share = math.ceil(len(images) / state.num_processes)
     mine = images.images[state.process_index * share : (state.process_index + 1) * share]
-    parts = gather_object([tuple(extractor(mine))] if len(mine) else [])
+    parts = on_all_ranks(lambda: [tuple(extractor(mine))] if len(mine) else [])
     features, logits = zip(*parts)
     return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
@@ -221,7 +230,8 @@ def _findings(scores: Scores, floor: Scores, fid_ratio: float, memorisation: Mem
             f"collapsed: recall {scores.recall:.2f}, real images reach {floor.recall:.2f}: the images lack the variety "
             f"of real ones."
         )
-    if scores.label_accuracy is not None and scores.label_accuracy < POOR * floor.label_accuracy:
+    told = None not in (scores.label_accuracy, floor.label_accuracy)
+    if told and scores.label_accuracy < POOR * floor.label_accuracy:
         found.append(
             f"wrong classes: {100 * scores.label_accuracy:.0f} % of the images look like the class they are meant to "
             f"be of, {100 * floor.label_accuracy:.0f} % of real ones do."
@@ -244,9 +254,12 @@ def _lines(report: Report) -> list[str]:
         ("inception score", scores.inception_score, floor.inception_score, ".3f"),
         ("label accuracy", scores.label_accuracy, floor.label_accuracy, ".4f"),
     ]
-    told = ("images", "sampler", "steps", "seed", "weights", "dataset", "reference_split")
     lines = [
-        ", ".join(f"{name.replace('_', ' ')}: {protocol[name]}" for name in told if name in protocol),
+        ", ".join(f"{name.replace('_', ' ')}: {protocol[name]}" for name in told if name in protocol)
+        for told in (MADE, REAL, SEEN)
+    ]
+    lines = [line for line in lines if line]
+    lines += [
         f"{protocol['num_images']:,} images against {protocol['reference_images']:,} of the reference, "
         f"{protocol['num_features']} features of {protocol['features']}; real: {protocol['floor']}",
         f"{'':18}{'images':>10}{'real':>10}",

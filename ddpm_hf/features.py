@@ -15,6 +15,7 @@ AUTO, EMBEDDED, INCEPTION = "auto", "fashion-mnist", "inception"
 # Networks always see so many images at once, padded where there are fewer: matrix kernels round differently for
 # other shapes, and a score would depend on how the images were split.
 BATCH = 64
+LARGEST = 1e8  # the kernel distance takes products of features to the third power, in float64
 
 
 class Features(NamedTuple):
@@ -61,9 +62,10 @@ class FeatureExtractor:
         """
         parts = [self._batch(part) for part in images.split(BATCH)]
         features = torch.cat([part.features for part in parts])
-        if not torch.isfinite(features).all():
-            raise UserError(f"features {self.name} gives values that are not finite.")
         logits = None if parts[0].logits is None else torch.cat([part.logits for part in parts])
+        for values in (features,) if logits is None else (features, logits):
+            if not values.abs().max() <= LARGEST:  # NaN is not
+                raise UserError(f"features {self.name} gives values that are not finite, or beyond {LARGEST:.0e}.")
         return Features(features, logits)
 
     def _batch(self, images: torch.Tensor) -> Features:
@@ -74,7 +76,7 @@ class FeatureExtractor:
             out = self.network(images.to(self.device))
         except Exception as error:  # torch raises RuntimeError for nearly all of it
             shape = "x".join(map(str, images.shape[1:]))
-            raise UserError(f"features {self.name} cannot take images of {shape}: {one_line(error)}") from error
+            raise UserError(f"features {self.name} cannot take images of {shape}: {_reason(error)}") from error
         features, logits = out if isinstance(out, tuple | list) and len(out) == 2 else (out, None)
         for tensor in (features,) if logits is None else (features, logits):
             if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != BATCH:
@@ -138,6 +140,12 @@ def _unit(images: torch.Tensor) -> torch.Tensor:
 
 def _as_rgb(images: torch.Tensor) -> torch.Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _reason(error: Exception) -> str:
+    """What an error says: that of a TorchScript network at its end, below the network's own traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines and "TorchScript" in lines[0] else one_line(error)
 
 
 # ---- networks

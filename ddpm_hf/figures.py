@@ -12,7 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddpm_hf.errors import UserError
 
-TITLE_SIZE = 14  # pixels
+TITLE_SIZE, CAPTION_SIZE, SMALLEST_CAPTION = 14, 12, 9  # pixels
+CELL_WIDTH = 84  # pixels of an image below which a class's name can be read
 SETTINGS_KEY = "ddpm_hf"  # of the text in a PNG file
 ANIMATION_SUFFIXES = (".gif", ".webp", ".mp4")
 
@@ -42,24 +43,64 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]
 
 
+def cell_scale(image: Image.Image) -> int:
+    """How many times to enlarge an image so that a caption fits below it."""
+    return max(1, math.ceil(CELL_WIDTH / image.width))
+
+
 def draw_neighbours(pairs: Sequence[torch.Tensor]) -> Image.Image:
-    """Images in the upper row, each above its nearest training image; pairs uint8 (2, C, H, W)."""
+    """Images in the upper row, each above its nearest training image and their distance; pairs uint8 (2, C, H, W).
+
+    The distance is the root of the mean squared difference of pixels, in [0, 1].
+    """
     upper, lower = (to_pil(torch.stack([pair[row] for pair in pairs])) for row in (0, 1))
-    return make_grid([*upper, *lower], len(pairs), scale=3, gap=4)
+    distances = [(image.float() - nearest.float()).pow(2).mean().sqrt().item() / 255 for image, nearest in pairs]
+    captions = [f"{distance:.3f}" for distance in distances]
+    rows = [("image", upper), ("nearest\nin training", lower)]
+    return make_titled_rows(rows, scale=cell_scale(upper[0]), captions=captions)
 
 
-def make_titled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], *, scale: int = 2) -> Image.Image:
-    """Rows of images of one size, each with its title to the left."""
+def make_titled_rows(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], *, scale: int = 2, captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Rows of images of one size, each with its title to the left, and ``captions`` below the last."""
     font = ImageFont.load_default(size=TITLE_SIZE)
-    margin = 16 + math.ceil(max(font.getlength(title) for title, _ in rows))
+    lines = [line for title, _ in rows for line in title.splitlines()]
+    margin = 16 + math.ceil(max(font.getlength(line) for line in lines))
     columns = max(len(images) for _, images in rows)
     grid = make_grid([image for _, images in rows for image in images], columns, scale=scale)
     picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
     picture.paste(grid.convert("RGB"), (margin, 0))
     draw, height = ImageDraw.Draw(picture), (grid.height + 2) / len(rows)
     for i, (title, _) in enumerate(rows):
-        draw.text((margin - 8, (i + 0.5) * height), title, fill="black", font=font, anchor="rm")
-    return picture
+        draw.text((margin - 8, (i + 0.5) * height), title, fill="black", font=font, anchor="rm", align="right")
+    return picture if captions is None else _captioned(picture, captions, margin, rows[0][1][0].width * scale)
+
+
+def make_class_grid(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Image:
+    """A grid with a column for every class, its name below; ``images`` are of the classes in turn."""
+    scale = cell_scale(images[0])
+    return _captioned(make_grid(images, len(names), scale=scale), names, 0, images[0].width * scale)
+
+
+def _captioned(picture: Image.Image, captions: Sequence[str], left: int, width: int, gap: int = 2) -> Image.Image:
+    """The picture with a caption below every column of it, ``width`` pixels wide from ``left`` on."""
+    framed = Image.new(picture.mode, (picture.width, picture.height + CAPTION_SIZE + 10), "white")
+    framed.paste(picture)
+    draw = ImageDraw.Draw(framed)
+    sizes = range(CAPTION_SIZE, SMALLEST_CAPTION, -1)
+    font = ImageFont.load_default(size=next((s for s in sizes if _fits(captions, s, width)), SMALLEST_CAPTION))
+    for i, caption in enumerate(captions):
+        while font.getlength(caption) > width and len(caption) > 1:
+            caption = caption.rstrip("\u2026")[:-1] + "\u2026"
+        middle = left + i * (width + gap) + width / 2
+        draw.text((middle, picture.height + 5), caption, fill=0, font=font, anchor="mt")
+    return framed
+
+
+def _fits(captions: Sequence[str], size: int, width: int) -> bool:
+    font = ImageFont.load_default(size=size)
+    return all(font.getlength(caption) <= width for caption in captions)
 
 
 def class_columns(count: int, classes: int) -> int | None:

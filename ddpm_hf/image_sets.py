@@ -2,7 +2,8 @@
 
 import math
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def image_set(data: ImageData, chunk: int = 4096) -> ImageSet:
     return ImageSet(torch.cat(parts), None if data.labels is None else torch.from_numpy(data.labels))
 
 
+def on_all_ranks(work: Callable[[], list]) -> list:
+    """What ``work`` gives on every rank, joined in the ranks' order; a UserError of one is raised on all.
+
+    Where one rank alone ended, the others would wait for it, and nobody would tell why.
+    """
+    mine, error = [], None
+    try:
+        mine = work()
+    except UserError as caught:
+        error = caught
+    if messages := gather_object([] if error is None else [str(error)]):
+        raise UserError(messages[0]) from error
+    return gather_object(mine)
+
+
 def generated_images(
     pipeline: MyDDPMPipeline, num_images: int, *, seed: int = 0, batch_size: int = 64, **options
 ) -> ImageSet:
@@ -63,7 +79,7 @@ def generated_images(
     start = min(state.process_index * share, num_images)
     count = min(share, num_images - start)
     options |= {"batch_size": batch_size, "progress": state.is_local_main_process}
-    parts = gather_object([generate(pipeline, count, seed=seed + start, **options).arrays()] if count else [])
+    parts = on_all_ranks(lambda: [generate(pipeline, count, seed=seed + start, **options).arrays()] if count else [])
     images = np.concatenate([part["images"] for part in parts])
     labels = torch.from_numpy(np.concatenate([part["labels"] for part in parts])) if "labels" in parts[0] else None
     return ImageSet(_channels_first(images), labels)
@@ -86,9 +102,13 @@ def read_images(path: Path, label_names: Sequence[str] | None = None) -> ImageSe
 
 def _read_npz(path: Path) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with arrays:
             images, labels = arrays["images"], arrays.get("labels")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    # all that a file which is cut off, damaged or another makes numpy, zipfile and zlib raise
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); an .npz with images would be right.") from None
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))[0])

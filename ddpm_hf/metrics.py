@@ -20,6 +20,7 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 IS_SPLITS = 10
 FEWEST = 10  # images: the splits of the inception score want one each
 SEED = 2020  # of the subsets
+CANDIDATES = 4  # for the nearest neighbour, told apart exactly
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     """Distance of two normal distributions with the means and covariances of (N, D) and (M, D)."""
     statistics = [fid_features_to_statistics(sorted_rows(rows).double()) for rows in (features, reference)]
+    for part in statistics:
+        part["sigma"] = np.atleast_2d(part["sigma"])  # numpy's covariance of a single feature is a number
     # rounding can leave the distance of two equal sets a hair below zero
     return max(0.0, fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
@@ -72,8 +75,8 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> tuple[fl
     """KID and its standard deviation over subsets."""
     size = min(KID_SUBSET_SIZE, len(features), len(reference))
     result = kid_features_to_metric(
-        sorted_rows(features),
-        sorted_rows(reference),
+        sorted_rows(features).double(),
+        sorted_rows(reference).double(),
         kid_subsets=KID_SUBSETS,
         kid_subset_size=size,
         rng_seed=SEED,
@@ -114,17 +117,29 @@ def nearest_neighbours(
     """
     pixels = others.flatten(1).float() / 255  # (M, P)
     norms = (pixels**2).sum(1)
-    indices = []
+    found = []
     for start in range(0, len(images), chunk):
-        part = images[start : start + chunk].flatten(1).float() / 255
-        distances = norms - 2 * part @ pixels.T  # |a - b|^2 less |a|^2
+        part = images[start : start + chunk]
+        distances = norms - 2 * part.flatten(1).float() / 255 @ pixels.T  # |a - b|^2 less |a|^2
         if itself is not None:
             distances.scatter_(1, itself[start : start + chunk], torch.inf)
-        indices.append(distances.argmin(1))
-    indices = torch.cat(indices)
-    # the product loses the digits of small distances, which are those that matter
-    distances = [
-        (a.flatten(1).float() - b.flatten(1).float()).pow(2).mean(1).sqrt() / 255
-        for a, b in zip(images.split(chunk), others[indices].split(chunk))
-    ]
-    return Neighbours(torch.cat(distances), indices)
+        found.append(_nearest(part, others, distances.topk(min(CANDIDATES, len(others)), 1, largest=False)))
+    distances, indices = (torch.cat(parts) for parts in zip(*found))
+    return Neighbours(distances, indices)
+
+
+def _nearest(images: torch.Tensor, others: torch.Tensor, candidates) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest of the candidates, by exact distances; the first of ``others`` where two are as near.
+
+    The matrix product rounds: it loses the digits of small distances, which are those that matter, and rounds
+    differently in a chunk of another size, so that it alone would make the neighbour depend on the images' order.
+    """
+    order = candidates.indices.argsort(1)
+    indices, allowed = candidates.indices.gather(1, order), candidates.values.gather(1, order).isfinite()
+    pixels = images.flatten(1).int()
+    # columns of whole numbers (B,), one candidate at a time for the memory's sake
+    squares = [(pixels - others[column].flatten(1).int()).pow(2).sum(1) for column in indices.T]
+    squares = torch.stack(squares, 1).masked_fill(~allowed, torch.iinfo(torch.int64).max)
+    nearest = squares.argmin(1, keepdim=True)
+    means = squares.gather(1, nearest)[:, 0].double() / pixels.shape[1]
+    return (means.sqrt() / 255).float(), indices.gather(1, nearest)[:, 0]

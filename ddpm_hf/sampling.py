@@ -14,6 +14,7 @@ from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import DEFAULT_GUIDANCE, make_scheduler
 
 ANIMATION_FRAMES = 60
+LARGEST_GUIDANCE = 100
 SHOWN_WIDTH, LARGEST_WIDTH = 128, 1024  # pixels of an image and of a grid in an animation
 
 
@@ -70,6 +71,21 @@ def class_names(pipeline: MyDDPMPipeline) -> list[str]:
 def default_guidance(pipeline: MyDDPMPipeline) -> float:
     """The guidance of pictures for which none was asked: off, 1, where there are no classes to guide towards."""
     return 1.0 if pipeline.num_classes is None else DEFAULT_GUIDANCE
+
+
+def checked_guidance(pipeline: MyDDPMPipeline, guidance_scale: float | None) -> float:
+    """The guidance that was asked for, or the default one.
+
+    Raises:
+        UserError: if it is not a finite number, or the model has no classes to guide towards.
+    """
+    if guidance_scale is None:
+        return default_guidance(pipeline)
+    if not abs(guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not
+        raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {guidance_scale}.")
+    if pipeline.num_classes is None and guidance_scale != 1:
+        raise UserError("--guidance-scale was given, but the model has no classes to guide towards; 1 would be right.")
+    return guidance_scale
 
 
 def labels_by_name(pipeline: MyDDPMPipeline, text: str | None) -> list[int] | None:
@@ -151,6 +167,11 @@ def _denoise(pipeline, seeds, labels, guidance_scale, steps, num_frames, progres
                 frames.append(pipeline.postprocess(pipeline.unit_variance(step.sample)))
     except ValueError as error:
         raise UserError(str(error)) from error
+    if not torch.isfinite(step.sample).all():
+        raise UserError(
+            f"the model makes pixels that are not numbers, in {steps} steps; another --scheduler, more --steps, or "
+            f"--dtype float32 may help."
+        )
     return frames
 
 

@@ -24,11 +24,16 @@ def with_tables(readme: str) -> str:
     Raises:
         ValueError: if it has not both marks, once and in order.
     """
-    before, mark, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not mark or not end or START in after or END in before + after:
-        raise ValueError(f"README.md must have {START} and, below it, {END}, once each.")
-    return f"{before}{START}\n\n{tables()}\n\n{END}{after}"
+    return between(readme, START, END, tables())
+
+
+def between(readme: str, start: str, end: str, text: str) -> str:
+    """The README with what lies between two marks replaced by ``text``."""
+    before, mark, rest = readme.partition(start)
+    _, last, after = rest.partition(end)
+    if not mark or not last or start in after or end in before + after:
+        raise ValueError(f"README.md must have {start} and, below it, {end}, once each.")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"
 
 
 def tables() -> str:

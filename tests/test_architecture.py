@@ -28,8 +28,8 @@ ALLOWED = {
     "image_sets": {"data", "devices", "errors", "pipeline", "sampling"},
     "evaluation": {"devices", "errors", "features", "image_sets", "metrics"},
     "commands": {
-        *("checkpoints", "classifier", "config", "data", "devices", "errors", "evaluation", "features", "figures"),
-        *("files", "hub", "image_sets", "metrics", "samplers", "sampling", "scheduler", "training"),
+        *("checkpoints", "classifier", "commands", "config", "data", "devices", "errors", "evaluation", "features"),
+        *("figures", "files", "hub", "image_sets", "metrics", "samplers", "sampling", "scheduler", "training"),
     },
     "report": {"errors", "figures", "files"},
     "training": {

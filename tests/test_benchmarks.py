@@ -1,8 +1,10 @@
 """The benchmarks run at their smallest settings, so that they cannot rot."""
 
 import argparse
+import io
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,7 @@ def test_the_search_compares_variants(tmp_path, capsys, monkeypatch):
 def test_the_seeds_runs_reduced(tmp_path, capsys):
     output = tmp_path / "out"
     common = ["--dataset", fashion_mnist(), "--output", str(output), "--work", str(tmp_path / "work")]
+    common += ["--parcel", str(tmp_path / "parcel")]
     seed_runs.main(
         [*common, "--only", "published", "--max-train-steps", "3", "--num-images", "140", "--sample-steps", "2"]
     )
@@ -142,7 +145,47 @@ def test_the_seeds_runs_reduced(tmp_path, capsys):
     }
     shards = list((output / "published-pipeline" / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and max(shard.stat().st_size for shard in shards) < 16e6
+    parts = sorted((tmp_path / "parcel").iterdir())
+    assert len(parts) <= 4 and max(part.stat().st_size for part in parts) <= 16 * 2**20
     assert "published" in capsys.readouterr().out
+
+
+def test_the_parcel_holds_all_but_the_weights_that_are_left_out(tmp_path, monkeypatch):
+    """In parts that are small, as cat and tar put them together again."""
+    monkeypatch.setattr(seed_runs, "PART", 20_000)
+    output, parcel = tmp_path / "out", tmp_path / "parcel"
+    files = ("summary.json", "published/score.json", "modern/noise.png", "published-pipeline/unet/1.safetensors",
+             "modern-pipeline/unet/1.safetensors", "modern-pipeline/unet/2.safetensors")  # fmt: skip
+    for number, name in enumerate(files):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_bytes(bytes([number]) * 15_000)
+    parcel.mkdir()
+    (parcel / "seed_runs.tar.77").touch()  # of another call
+    seed_runs.pack(argparse.Namespace(output=output, parcel=parcel, weights_of=["modern"]))
+    parts = sorted(parcel.iterdir())
+    assert len(parts) > 2 and max(part.stat().st_size for part in parts) == 20_000
+    assert parts[-1].name == f"seed_runs.tar.{len(parts) - 1:02}"
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
+        names = archive.getnames()
+        assert sorted(names) == sorted(name for name in files if not name.startswith("published-pipeline"))
+        assert all("-pipeline" in name for name in names[-2:])  # a part that is lost is one of weights
+        assert archive.extractfile("modern/noise.png").read() == bytes([2]) * 15_000
+
+
+def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
+    """A trainer that is told to stop saves and ends well; its run has no pipeline then."""
+    called = []
+    monkeypatch.setattr(seed_runs, "call", lambda *words: called.append(words[0]))
+    words = ["--dataset", DATA, "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    with pytest.raises(SystemExit, match="the run published was stopped before its end; the same command goes on"):
+        seed_runs.main(words)
+    assert called == ["train.py"]
+    assert float((tmp_path / "work" / "published" / "seconds.txt").read_text()) >= 0
+
+
+def test_a_program_that_fails_ends_the_seeds_runs_in_one_line():
+    with pytest.raises(SystemExit, match=r"^error: -c raise SystemExit\(3\) ended with 3\.$"):
+        seed_runs.call("-c", "raise SystemExit(3)")
 
 
 @pytest.mark.slow

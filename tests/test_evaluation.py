@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from ddpm_hf.features import load_features
 from ddpm_hf.hub import export_pipeline
 from ddpm_hf.hub.evaluations import weights_digest
 from ddpm_hf.image_sets import ImageSet, image_set, read_images
+from ddpm_hf.pipeline import MyDDPMPipeline
 
 DATA = str(ROOT / "data" / "fashion_mnist_tiny.parquet")
 
@@ -190,6 +192,10 @@ def test_the_command_writes_its_protocol_and_pictures(model, tmp_path, capsys):
     assert main(command(model, tmp_path / "a.json", *split)) == 0
     out = capsys.readouterr().out
     assert "finding: broken" in out and "FID" in out
+    for told in ("sampler: dpm-sde, steps: 2, guidance scale: 1.5, seed: 0, dtype: bfloat16, weights: as exported",
+                 "split: train, reference split: one half of it", "padded to 32x32 for the network, its images cropped",
+                 "preprocessing: 8-bit images; as they are, 28x28"):  # fmt: skip
+        assert told in out
     report = json.loads((tmp_path / "a.json").read_text())
     told = report["protocol"]
     assert (told["sampler"], told["steps"], told["seed"], told["num_images"]) == ("dpm-sde", 2, 0, 140)
@@ -200,7 +206,9 @@ def test_the_command_writes_its_protocol_and_pictures(model, tmp_path, capsys):
     assert told["resizing"] == "real 28x28 images padded to 32x32 for the network, its images cropped back"
     assert "--steps 2" in told["command"] and str(tmp_path) not in json.dumps(report)
     assert Image.open(tmp_path / "a-samples.png").mode == "L"
-    assert Image.open(tmp_path / "a-neighbours.png").size == (12 * 88 - 4, 2 * 88 - 4)
+    assert Image.open(tmp_path / "a-samples.png").size == (10 * 86 - 2, 10 * 86 - 2 + 22)  # classes below the columns
+    neighbours = Image.open(tmp_path / "a-neighbours.png")
+    assert neighbours.width > 12 * 86 - 2 + 60 and neighbours.height == 2 * 86 - 2 + 22  # titles, distances
     assert main(command(model, tmp_path / "b.json", *split, "--batch-size", "9", "--no-figures")) == 0
     assert scores_of(tmp_path / "a.json") == scores_of(tmp_path / "b.json")
     assert not (tmp_path / "b-samples.png").exists()
@@ -242,7 +250,7 @@ def test_images_of_files_are_decoded_as_for_training(tmp_path):
     assert (read[0] == 255).all() and torch.equal(read[1, 0], torch.from_numpy((ramp >> 8).astype(np.uint8)))
 
 
-def test_a_run_is_compared_with_what_it_did_not_train_on(tmp_path):
+def test_a_run_is_compared_with_what_it_did_not_train_on(tmp_path, capsys, recwarn):
     words = ["--dataset", DATA, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", "--report_to", "none"]
     small = [
         "--block_out_channels",
@@ -273,6 +281,22 @@ def test_a_run_is_compared_with_what_it_did_not_train_on(tmp_path):
     raw = ["export", str(tmp_path / "run"), "--weights", "raw", "--output", str(tmp_path / "raw")]
     assert main(raw) == 0
     assert told["weights_sha256"] == weights_digest(tmp_path / "raw" / "unet") != exported
+    for weights, told in ([], "average, largest decay 0.9"), (["--weights", "raw"], "raw"):
+        assert main(["export", str(tmp_path / "run"), *weights, "--half", "--output", str(tmp_path / "exported")]) == 0
+        words = [
+            "evaluate",
+            str(tmp_path / "exported"),
+            *options,
+            "--dataset",
+            DATA,
+            "--output",
+            str(tmp_path / "r.json"),
+        ]
+        assert main(words) == 0
+        assert json.loads((tmp_path / "r.json").read_text())["protocol"]["weights"] == told
+    assert not any("_weights" in str(warning.message) for warning in recwarn)
+    MyDDPMPipeline.from_pretrained(tmp_path / "exported")
+    assert "_weights" not in capsys.readouterr().err  # diffusers does not mind the note
 
 
 def test_subfolders_called_like_classes_are_labels(tmp_path):
@@ -327,6 +351,21 @@ def cut_off(folder):
     return path
 
 
+def damaged(folder):
+    path = folder / "x.npz"
+    np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+    return path
+
+
+def an_array(folder):
+    with open(folder / "x.npz", "wb") as file:
+        np.save(file, np.zeros((5, 8, 8), np.uint8))
+    return folder / "x.npz"
+
+
 def truncated(folder):
     Image.new("L", (28, 28)).save(folder / "0.png")
     (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:40])
@@ -339,6 +378,8 @@ def truncated(folder):
         (lambda folder: folder, "has no images; files ending in .png"),
         (empty_file, "x.npz cannot be read"),
         (cut_off, "x.npz cannot be read"),
+        (damaged, "x.npz cannot be read .Error -3 while decompressing"),
+        (an_array, "x.npz cannot be read .it is a single array"),
         (
             lambda folder: npz(folder, images=np.zeros((5, 8, 8), np.uint8), labels=np.full(5, -1)),
             "must be whole numbers",
@@ -383,6 +424,99 @@ def test_images_that_do_not_go_with_the_rest_are_one_line(tmp_path, capsys, shap
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and re.search(message, error)
     assert not output.exists()
+
+
+def test_labels_that_the_real_images_have_not_are_one_line(real, tmp_path, capsys):
+    path = npz(tmp_path, images=real.images[:200, 0].numpy(), labels=real.labels[:200].numpy() + 1)
+    options = ["--dataset", DATA, "--reference-split", "train", "--output", str(tmp_path / "r.json")]
+    assert main(["evaluate", str(path), *options]) == 2
+    message = "x.npz has a label 10; the real images have 10 classes, labels in [0, 9] would be right."
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
+def test_accuracy_is_not_told_where_only_one_side_has_labels(real, extractor, fresh):
+    reference = ImageSet(real.images[350:650])
+    report = evaluate(fresh, real.take(slice(0, 350)), reference, extractor, {}, num_classes=10)
+    assert report.floor.label_accuracy is None and report.findings == []
+    assert "label accuracy" in str(evaluate(fresh, real.take(slice(0, 350)), reference, extractor, {**report.protocol},
+                                            num_classes=10))  # fmt: skip
+
+
+@pytest.mark.parametrize("command_name", ["evaluate", "sample", "noise"])
+def test_guidance_of_a_model_without_classes_is_one_line(tmp_path, capsys, command_name):
+    model = str(export_pipeline(tmp_path / "model", tiny_pipeline(attention_levels=[])))
+    output = {"evaluate": "r.json", "sample": "r.png", "noise": "r.png"}[command_name]
+    words = [command_name, model, "--guidance-scale", "2", "--output", str(tmp_path / output)]
+    assert main(words + ([] if command_name == "sample" else ["--dataset", DATA])) == 2
+    assert "--guidance-scale was given, but the model has no classes" in capsys.readouterr().err
+    assert not (tmp_path / output).exists()
+
+
+def test_a_model_that_makes_no_numbers_is_one_line(tmp_path, capsys):
+    """Weights that are numbers, and an activation that is none."""
+    pipeline = tiny_pipeline(attention_levels=[])
+    for parameter in pipeline.unet.out_conv.parameters():
+        parameter.data.fill_(1e38)
+    model = str(export_pipeline(tmp_path / "model", pipeline))
+    words = ["sample", model, "--num-images", "1", "--steps", "2", "--output", str(tmp_path / "r.png")]
+    assert main([*words, "--scheduler", "euler"]) == 2
+    assert "makes pixels that are not numbers" in capsys.readouterr().err
+    assert not (tmp_path / "r.png").exists()
+
+
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path, capsys):
+    """No data set and no model is looked at: both are missing, and that is not what is told."""
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("wants a folder that nobody can write in")
+    for words in (
+        ["evaluate", "nowhere", "--dataset", "nowhere", "--output", "/proc/self/x.json"],
+        ["noise", "nowhere", "--dataset", "nowhere", "--output", "/proc/self/x.png"],
+        ["sample", "nowhere", "--output", "/proc/self/x.png"],
+        ["train-features", "--dataset", "nowhere", "--output", "/proc/self/x/y"],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --output /proc/self/x") and "cannot be written in /proc/self" in error
+    (tmp_path / "file").touch()
+    assert main(["train-features", "--dataset", "nowhere", "--output", str(tmp_path / "file" / "y")]) == 2
+    assert "cannot be written in" in capsys.readouterr().err
+
+
+def test_a_model_of_diffusers_own_is_judged_by_the_rule_that_is_named(tmp_path, capsys):
+    unet = diffusers.UNet2DModel(
+        32, 1, 1, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )  # fmt: skip
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(20)).save_pretrained(tmp_path / "stock")
+    words = ["evaluate", str(tmp_path / "stock"), "--dataset", DATA, "--features", moments_file(tmp_path / "m.pt")]
+    words += ["--num-images", "12", "--steps", "2", "--output", str(tmp_path / "r.json")]
+    assert main(words) == 2
+    assert "makes images of 32x32, the real ones are 28x28: --resize pad" in capsys.readouterr().err
+    for rule, size in (("pad", "1x28x28"), ("crop", "1x32x32")):
+        assert main([*words, "--resize", rule]) == 0
+        protocol = json.loads((tmp_path / "r.json").read_text())["protocol"]
+        assert protocol["size"] == size and f"--resize {rule}" in protocol["command"]
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_sees_is_told_by_the_first(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\n"
+        "from ddpm_hf.devices import processes\n"
+        "from ddpm_hf.errors import UserError, run_command\n"
+        "from ddpm_hf.image_sets import on_all_ranks\n"
+        "def work():\n"
+        "    if processes().process_index == 1:\n"
+        "        raise UserError('seen by the second')\n"
+        "    return [1]\n"
+        "processes()\n"
+        "run_command(lambda: on_all_ranks(work))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(launcher, cwd=ROOT, timeout=200, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("error: seen by the second") == 1, done.stderr
 
 
 @pytest.mark.parametrize(

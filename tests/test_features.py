@@ -188,11 +188,27 @@ def test_images_the_classifier_is_not_for_are_one_line():
         load_features("fashion-mnist", (3, 32, 32))
 
 
-def test_features_that_are_no_numbers_are_one_line(tmp_path, images):
-    class Broken(nn.Module):
-        def forward(self, images):
-            return images.flatten(1)[:, :3] * float("nan")
+class Factor(nn.Module):
+    """Features and logits, multiplied."""
 
-    torch.jit.script(Broken()).save(tmp_path / "nan.pt")
-    with pytest.raises(UserError, match="not finite"):
-        load_features(str(tmp_path / "nan.pt"), GRAY)(images)
+    def __init__(self, of_features: float, of_logits: float):
+        super().__init__()
+        self.of_features, self.of_logits = of_features, of_logits
+
+    def forward(self, images):
+        pixels = images.flatten(1)[:, 300:303] + 1
+        return pixels * self.of_features, pixels * self.of_logits
+
+
+@pytest.mark.parametrize("factors", [(float("nan"), 1.0), (1.0, float("nan")), (1.0, float("inf")), (1e30, 1.0)])
+def test_features_and_logits_that_are_no_numbers_are_one_line(tmp_path, images, factors):
+    torch.jit.script(Factor(*factors)).save(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="not finite, or beyond"):
+        load_features(str(tmp_path / "x.pt"), GRAY)(images)
+
+
+def test_what_a_torchscript_network_complains_of_is_told(tmp_path):
+    torch.jit.script(WantsColor()).save(tmp_path / "color.pt")
+    with pytest.raises(UserError, match=r"cannot take images of 4x28x28: .*to have 3 channels, but got 4") as error:
+        load_features(str(tmp_path / "color.pt"), (4, 28, 28))
+    assert "\n" not in str(error.value)

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.figures import class_columns, make_grid, pick_frames, save_animation
+from ddpm_hf.figures import (
+    class_columns,
+    draw_neighbours,
+    make_class_grid,
+    make_grid,
+    make_titled_rows,
+    pick_frames,
+    save_animation,
+)
 
 
 def solid(value, mode="L"):
@@ -41,6 +50,37 @@ def test_gif_shows_the_frames_and_holds_the_last(tmp_path):
             values.append(np.asarray(gif.convert("L")).mean())
     assert durations == [100, 100, 1100]
     assert values == pytest.approx([0, 128, 255], abs=3)
+
+
+def ink(picture: Image.Image, box: tuple[int, int, int, int]) -> int:
+    """Pixels darker than white within a box."""
+    return int((np.asarray(picture.convert("L").crop(box)) < 128).sum())
+
+
+def test_a_column_of_a_class_has_its_name_below():
+    grid = make_class_grid([Image.new("L", (28, 28), 200)] * 4, ["Bag", ""])
+    assert grid.mode == "L" and grid.size == (2 * 86 - 2, 2 * 86 - 2 + 22)
+    assert ink(grid, (0, 170, 84, 192)) > 20 and ink(grid, (86, 170, 170, 192)) == 0
+
+
+def test_a_name_that_is_too_long_stays_in_its_column():
+    grid = make_class_grid([Image.new("RGB", (28, 28), "white")] * 2, ["", "a very long name of a class, indeed"])
+    assert ink(grid, (0, 84, 86, 106)) == 0 and ink(grid, (86, 84, 170, 106)) > 50
+
+
+def test_neighbours_are_titled_and_their_distance_is_below():
+    pair = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    far = pair.clone()
+    far[1] = 255
+    picture = draw_neighbours([pair + 200, far])
+    same = make_titled_rows(
+        [("image", [Image.new("L", (28, 28), value) for value in (200, 0)]),
+         ("nearest\nin training", [Image.new("L", (28, 28), value) for value in (200, 255)])],
+        scale=3, captions=["0.000", "1.000"],
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(picture), np.asarray(same))
+    margin = picture.width - (2 * 86 - 2)
+    assert margin > 60 and ink(picture, (0, 0, margin, 84)) > 20 and ink(picture, (0, 86, margin, 170)) > 40
 
 
 def test_another_suffix_is_refused(tmp_path):

@@ -91,6 +91,34 @@ def test_sorted_rows_keep_every_row_whole():
     assert sorted_rows(table).tolist() == [[1, 9], [2, 0], [2, 1]]
 
 
+def test_the_distance_of_a_single_feature():
+    a, b = rows(300, 1).double(), 2 * rows(400, 1, seed=1).double() + 1
+    expected = (a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2
+    assert abs(frechet_distance(a, b) - expected.item()) < 1e-9
+
+
+def test_neighbours_that_are_nearly_as_far_are_told_apart_in_any_chunk():
+    """Differences below what a float32 product of bright images can hold."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(200, 240, (60, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    nearly = images.repeat(2, 1, 1, 1).flatten(1)
+    nearly[:, :40] += 1
+    nearly[60:, 0] -= 1  # the second of two is nearer, by a square of 1 of 40
+    others = nearly.reshape(120, 1, 28, 28)
+    squares = torch.stack([(others.int() - image.int()).pow(2).flatten(1).sum(1) for image in images])
+    for chunk in (7, 60):
+        found = nearest_neighbours(images, others, chunk=chunk)
+        assert torch.equal(found.indices, squares.argmin(1))
+        assert torch.equal(found.distances, ((squares.min(1).values.double() / 784).sqrt() / 255).float())
+
+
+def test_of_two_that_are_as_near_the_first_is_the_neighbour():
+    others = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+    assert nearest_neighbours(others[:2] + 1, others).indices.tolist() == [0, 0]
+    itself = torch.tensor([[0], [2]])
+    assert nearest_neighbours(others[:2] + 1, others, itself=itself).indices.tolist() == [1, 0]
+
+
 def test_nearest_neighbours_are_the_nearest():
     generator = torch.Generator().manual_seed(0)
     others = torch.randint(0, 256, (300, 1, 5, 4), dtype=torch.uint8, generator=generator)

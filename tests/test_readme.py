@@ -1,6 +1,7 @@
 """The README says what is there: its settings, snippets, files and modules."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from helpers import ROOT
 
 from ddpm_hf.config import DataSource, TrainConfig
 from scripts.settings_table import END, START, groups, with_tables
+from scripts.ship_model import MODEL, with_scores
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -36,6 +38,19 @@ def tree_paths() -> set[str]:
 
 def test_settings_are_those_of_the_code():
     assert with_tables(README) == README, "run python -m scripts.settings_table"
+
+
+def test_scores_are_those_of_the_embedded_model():
+    report = json.loads((MODEL / "evaluation.json").read_text())
+    assert with_scores(README, report) == README, "run python -m scripts.ship_model --readme"
+
+
+def test_what_is_told_of_the_training_is_what_the_metrics_say():
+    last = json.loads((MODEL / "metrics.jsonl").read_text().splitlines()[-1])
+    section = README.split("## The shipped model")[1].split("\n## ")[0]
+    assert f"{last['step']:,.0f} steps" in section
+    size = sum(file.stat().st_size for file in (MODEL / "unet").glob("*.safetensors"))
+    assert f"{size / 1e6:.1f} MB" in section
 
 
 def test_every_setting_has_a_line():

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddpm_hf.commands.outputs import refuse_unwritable
 from ddpm_hf.errors import UserError
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub.evaluations import DIGEST, weights_digest
@@ -21,6 +22,7 @@ OF_GENERATING = (
     "revision",
 )
 SIDES = ("height", "width")
+SHOWN_IMAGES, MOST_COLUMNS = 100, 20
 LARGEST_SEED = 2**32 - 1
 
 
@@ -39,6 +41,11 @@ def add_parser(commands):
         "--reference-split",
         default="auto",
         help="split to compare with; train: one half of it (default its test split)",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("auto", "pad", "crop", "area"),
+        help="how real images fit, as for train.py (of a run: its own)",
     )
     parser.add_argument("--reference-images", type=int, default=10_000, help="of that split, at most (default 10000)")
     parser.add_argument("--num-images", type=int, default=10_000, help="images to generate (default 10000)")
@@ -62,10 +69,9 @@ def add_parser(commands):
 
 def run(arguments):
     output = Path(arguments.output)
-    if output.suffix != ".json" or output.is_dir():
+    if output.suffix != ".json":
         raise UserError(f"--output {output} must be a file that ends in .json.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}.")
+    refuse_unwritable(output)
     if arguments.num_images < 1 or arguments.reference_images < 1 or arguments.batch_size < 1:
         raise UserError("--num-images, --reference-images and --batch-size must be at least 1.")
     if not 0 <= arguments.seed <= LARGEST_SEED:
@@ -82,7 +88,7 @@ def run(arguments):
         judged.extractor,
         {**judged.protocol, **judged.real.protocol, "command": _command(arguments)},
         label_names=judged.label_names,
-        num_classes=judged.real.num_classes,
+        num_classes=judged.num_classes,
         mirrored=judged.real.mirrored,
     )
     if not state.is_main_process:
@@ -90,7 +96,7 @@ def run(arguments):
     print(report)
     write_whole(output, lambda path: path.write_text(report.as_json()))
     if not arguments.no_figures:
-        _write_figures(output, judged.images, report)
+        _write_figures(output, judged, report)
     print(f"wrote {output}")
 
 
@@ -117,6 +123,7 @@ class Judged:
     extractor: object
     protocol: dict
     label_names: list[str] | None
+    num_classes: int | None
 
 
 def _is_images(arguments) -> bool:
@@ -135,8 +142,14 @@ def _given(arguments) -> Judged:
     real = _real(arguments, None, max(images.shape[1:]), images.shape[0])
     if path.is_dir() and real.label_names:
         images = read_images(path, real.label_names)
+    last = None if images.labels is None else images.labels.max().item()
+    if last is not None and real.num_classes and last >= real.num_classes:
+        raise UserError(
+            f"{path} has a label {last}; the real images have {real.num_classes} classes, labels in "
+            f"[0, {real.num_classes - 1}] would be right."
+        )
     extractor = _extractor(arguments, images.shape, path.name, real)
-    return Judged(images, real, extractor, {"images": path.name}, real.label_names)
+    return Judged(images, real, extractor, {"images": path.name}, real.label_names, real.num_classes)
 
 
 def _generated(arguments) -> Judged:
@@ -146,27 +159,28 @@ def _generated(arguments) -> Judged:
     from ddpm_hf.image_sets import generated_images
     from ddpm_hf.metrics import refuse_too_few
     from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
-    from ddpm_hf.sampling import default_guidance, with_sampler
+    from ddpm_hf.sampling import checked_guidance, with_sampler
 
     device = processes().device
     dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     pipeline, digest = _pipeline(arguments, dtype, device)
-    run = _run_config(arguments.model)
+    run = run_config(arguments.model)
     unet = pipeline.unet.config
     if not isinstance(unet.sample_size, int):
         raise UserError(f"model {arguments.model} makes images of {unet.sample_size}; square ones can be judged.")
+    arguments.guidance_scale = checked_guidance(pipeline, arguments.guidance_scale)
+    sampler = arguments.scheduler = arguments.scheduler or DEFAULT_SAMPLER
     real = _real(arguments, run, unet.sample_size, unet.in_channels)
+    _fit_output(pipeline, real, arguments)
+    sampling = with_sampler(pipeline, sampler)
     shape = (unet.out_channels, *(pipeline.config.get(f"output_{side}") or unet.sample_size for side in SIDES))
     # before the images are made, which can take hours: all that could go wrong afterwards
     extractor = _extractor(arguments, shape, "generated images", real)
     refuse_too_few(arguments.num_images, extractor.num_features(shape), "generated", extractor.name)
 
-    sampler = arguments.scheduler = arguments.scheduler or DEFAULT_SAMPLER
     steps = arguments.steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
-    if arguments.guidance_scale is None:
-        arguments.guidance_scale = default_guidance(pipeline)
     images = generated_images(
-        with_sampler(pipeline, sampler),
+        sampling,
         arguments.num_images,
         seed=arguments.seed,
         steps=steps,
@@ -180,12 +194,13 @@ def _generated(arguments) -> Judged:
         "seed": arguments.seed,
         "guidance_scale": arguments.guidance_scale,
         "dtype": str(dtype).removeprefix("torch."),
-        "weights": _weights(arguments, run),
+        "weights": _weights(arguments, run, pipeline),
         **({DIGEST: digest} if digest else {}),
     }
     names = pipeline.config.get("id2label")
-    names = [names[str(i)] for i in range(len(names))] if names else real.label_names
-    return Judged(images, real, extractor, protocol, names)
+    same = pipeline.num_classes == real.num_classes
+    names = [names[str(i)] for i in range(len(names))] if names else real.label_names if same else None
+    return Judged(images, real, extractor, protocol, names, pipeline.num_classes)
 
 
 def _pipeline(arguments, dtype, device):
@@ -231,15 +246,31 @@ def _extractor(arguments, shape: tuple[int, int, int], what: str, real: Real):
     return extractor
 
 
-def _weights(arguments, run) -> str:
+def _fit_output(pipeline, real: Real, arguments):
+    """Let a model that knows no size but its network's, one of diffusers' own, cut off what was padded."""
+    size, sides = pipeline.unet.config.sample_size, real.sets[0].shape[1:]
+    if sides == (size, size) or any(pipeline.config.get(f"output_{side}") for side in SIDES):
+        return
+    if arguments.resize != "pad":
+        raise UserError(
+            f"model {arguments.model} makes images of {size}x{size}, the real ones are {sides[0]}x{sides[1]}: --resize "
+            f"pad, if it was trained on padded ones, or --resize crop, on scaled ones, would be right."
+        )
+    pipeline.register_to_config(output_height=sides[0], output_width=sides[1])
+
+
+def _weights(arguments, run, pipeline) -> str:
     """Which weights are judged: trained ones, or which average of them."""
+    from ddpm_hf.hub import weights_name
+
+    if arguments.weights is None and (told := getattr(pipeline, "weights", None)):
+        return told
     if arguments.weights is None and run is None:
         return "as exported"
-    decay = arguments.weights or run.ema_max_decays[0]
-    return "raw" if decay in ("raw", 0) else f"average, largest decay {decay}"
+    return weights_name(arguments.weights or run.ema_max_decays[0])
 
 
-def _run_config(model: str):
+def run_config(model: str):
     """The settings of the run that ``model`` is the folder of, or None."""
     import yaml
 
@@ -272,6 +303,8 @@ def _real(arguments, config, size: int, channels: int) -> Real:
         settings |= {name: getattr(config, name) for name in ("resize", "on_bad_image", "max_images", "seed")}
         if arguments.dataset is not None:
             sources = [replace(sources[0], dataset=arguments.dataset)]
+    if arguments.resize:
+        settings["resize"] = arguments.resize
     if arguments.on_bad_image:
         settings["on_bad_image"] = arguments.on_bad_image
     halves = arguments.reference_split in {source.split for source in sources}
@@ -330,13 +363,17 @@ def _name(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
 
 
-def _write_figures(output: Path, images, report):
-    from ddpm_hf.figures import draw_neighbours, make_grid, to_pil
+def _write_figures(output: Path, judged: Judged, report):
+    from ddpm_hf.figures import draw_neighbours, make_class_grid, make_grid, to_pil
 
-    chosen = images.take(slice(0, 100))
-    classes = len(set(chosen.labels.tolist())) if chosen.labels is not None else 0
-    columns = classes if classes and len(chosen) % classes == 0 else None
-    grid = make_grid(to_pil(chosen.images), columns)
+    chosen, names = judged.images.take(slice(0, SHOWN_IMAGES)), judged.label_names
+    labels = [] if chosen.labels is None else chosen.labels.tolist()
+    count = len(names or ())
+    if 0 < count <= min(MOST_COLUMNS, len(labels)) and labels == [(labels[0] + i) % count for i in range(len(labels))]:
+        whole = len(labels) // count * count  # rows that are full
+        grid = make_class_grid(to_pil(chosen.images[:whole]), [names[label] for label in labels[:count]])
+    else:
+        grid = make_grid(to_pil(chosen.images))
     neighbours = draw_neighbours(report.neighbours)
     for name, figure in (("samples", grid), ("neighbours", neighbours)):
         write_whole(output.with_name(f"{output.stem}-{name}.png"), figure.save)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ddpm_hf.commands.outputs import refuse_unwritable
 from ddpm_hf.errors import UserError
 from ddpm_hf.files import write_whole
 
@@ -22,6 +23,9 @@ def add_parser(commands):
     parser.add_argument("--sample-size", type=int, default=32, help="without a model: pixels a side (default 32)")
     parser.add_argument("--scheduler", help="sampler of the last row (default the one of sample)")
     parser.add_argument("--steps", type=int, help="its steps (default those of sample)")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="its classifier-free guidance; 1 is off (default that of sample)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images and the noise (default 0)")
     parser.add_argument("--output", required=True, help="FILE.png")
     parser.set_defaults(run=run)
@@ -29,8 +33,9 @@ def add_parser(commands):
 
 def run(arguments):
     output = Path(arguments.output)
-    if output.suffix != ".png" or not output.parent.is_dir():
-        raise UserError(f"--output {output} must be a .png in a folder that is there.")
+    if output.suffix != ".png":
+        raise UserError(f"--output {output} must end in .png.")
+    refuse_unwritable(output)
     if arguments.num_images < 1:
         raise UserError("--num-images must be at least 1.")
     if not 0 <= arguments.seed < 2**32:
@@ -39,9 +44,10 @@ def run(arguments):
         raise UserError("--sample-size must be at least 2.")
 
     from ddpm_hf.data import load_images
-    from ddpm_hf.figures import make_titled_rows
+    from ddpm_hf.figures import cell_scale, make_titled_rows
     from ddpm_hf.hub import load_pipeline
     from ddpm_hf.samplers import make_scheduler
+    from ddpm_hf.sampling import checked_guidance, class_names
     from ddpm_hf.scheduler import MyDDPMScheduler
 
     bad = arguments.on_bad_image
@@ -55,12 +61,16 @@ def run(arguments):
         if not isinstance(config.sample_size, int):
             raise UserError(f"model {arguments.model} makes images of {config.sample_size}; square ones can be shown.")
         data = load_images(arguments.dataset, sample_size=config.sample_size, image_mode=mode, on_bad_image=bad)
+        guidance = checked_guidance(pipeline, arguments.guidance_scale)
         # the training process, whatever sampler the pipeline was saved with
         scheduler = make_scheduler("ddpm", pipeline.scheduler)
-    rows = _noised(data, scheduler, arguments)
+    rows, captions = _noised(data, scheduler, arguments), None
     if pipeline is not None:
-        rows.append(("final result", _denoised(pipeline, rows[-1][1], arguments)))
-    picture = make_titled_rows([(title, _shown(tensor, data.output_size)) for title, tensor in rows])
+        rows.append(("final result", _denoised(pipeline, rows[-1][1], guidance, arguments)))
+        names = class_names(pipeline)
+        captions = [names[i % len(names)] for i in range(len(rows[0][1]))] if names else None
+    shown = [(title, _shown(tensor, data.output_size)) for title, tensor in rows]
+    picture = make_titled_rows(shown, scale=cell_scale(shown[0][1][0]), captions=captions)
     write_whole(output, picture.save)
     print(f"wrote {output}")
 
@@ -74,12 +84,12 @@ def _noised(data, scheduler, arguments) -> list[tuple]:
     noise = torch.randn(images.shape, generator=generator)
     rows = [("original", images)]
     for share in SHARES:
-        timestep = torch.full((len(images),), round(share * len(scheduler)) - 1)
-        rows.append((f"{100 * share:.0f} %", scheduler.add_noise(images, noise, timestep)))
+        timestep = torch.full((len(images),), max(1, round(share * len(scheduler))) - 1)
+        rows.append((f"{100 * share:.0f} % noise", scheduler.add_noise(images, noise, timestep)))
     return rows
 
 
-def _denoised(pipeline, noise, arguments):
+def _denoised(pipeline, noise, guidance_scale: float, arguments):
     """What the model makes of ``noise`` (B, C, S, S), of its classes in turn."""
     import torch
 
@@ -92,7 +102,7 @@ def _denoised(pipeline, noise, arguments):
     labels = None if classes is None else [i % classes for i in range(len(noise))]
     generator = torch.Generator().manual_seed(arguments.seed)
     try:
-        steps = pipeline.denoise(len(noise), labels, num_inference_steps=count, latents=noise, generator=generator)
+        steps = pipeline.denoise(len(noise), labels, guidance_scale, count, generator, latents=noise)
         *_, last = steps
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ddpm_hf.commands.outputs import refuse_unwritable_folder
 from ddpm_hf.errors import UserError
 
 SMALLEST_SIZE = 8  # pixels: the classifier halves them twice
@@ -28,6 +29,7 @@ def run(arguments):
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not _is_classifier(output))):
         raise UserError(f"--output {output} exists and is not a classifier; choose another folder.")
+    refuse_unwritable_folder(output)
     if arguments.epochs < 1 or arguments.sample_size < SMALLEST_SIZE:
         raise UserError(f"--epochs must be at least 1, --sample-size at least {SMALLEST_SIZE}.")
     if not 0 <= arguments.seed < 2**32:

@@ -15,6 +15,7 @@ _HOME_OF = {
     "load_pipeline": "loading",
     "public_name": "loading",
     "push": "publishing",
+    "weights_name": "export",
 }
 __all__ = sorted(_HOME_OF)
 

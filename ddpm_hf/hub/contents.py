@@ -128,10 +128,22 @@ def pipeline_in(folder: Path) -> Path:
     """The folder itself, or, where it is that of a training run, its pipeline: finished, or of its last checkpoint."""
     if (folder / "model_index.json").exists():
         return folder
-    if (folder / "pipeline").is_dir():
-        return folder / "pipeline"
+    finished = folder / "pipeline"
+    if finished.is_dir() and not _went_on(folder):
+        return finished
     checkpoint, _ = newest_whole(folder)
-    return checkpoint / "pipeline" if checkpoint else folder
+    if checkpoint is not None:
+        return checkpoint / "pipeline"
+    return finished if finished.is_dir() else folder
+
+
+def _went_on(run: Path) -> bool:
+    """Whether a run that had ended was taken further: it has a checkpoint that is newer than its pipeline."""
+    try:
+        ended = (run / "pipeline" / "model_index.json").stat().st_mtime_ns
+        return any(file.stat().st_mtime_ns > ended for file in run.glob("checkpoints/step-*/state.json"))
+    except OSError:  # replaced this moment by the run itself
+        return False
 
 
 def settings_of(run: Path) -> dict:

@@ -20,6 +20,7 @@ from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.pipeline import MyDDPMPipeline
 
 OWN_CLASSES = ("MyUNet", "MyDDPMScheduler")
+WEIGHTS_KEY = "_weights"  # of model_index.json
 PIPELINE_OPTIONS = ("id2label", "output_height", "output_width", "output_resize")
 
 
@@ -30,6 +31,7 @@ def export_pipeline(
     dtype: torch.dtype | None = None,
     fp16_variant: bool = False,
     max_shard_size: str | None = None,
+    weights: str | None = None,
 ) -> Path:
     """Write ``pipeline`` as a folder that loads with diffusers alone, from the folder or from the Hub.
 
@@ -42,6 +44,7 @@ def export_pipeline(
         dtype: floating-point type of the stored weights; None keeps them as they are.
         fp16_variant: store float16 weights too, beside them, which ``from_pretrained(..., variant="fp16")`` takes.
         max_shard_size: largest file of weights, such as "15MB"; None is diffusers' own limit.
+        weights: which of a run they are, in words (``weights_name``); None is what the pipeline was loaded with.
 
     Raises:
         UserError: if something else than an exported pipeline is in its place. It is not touched.
@@ -54,6 +57,7 @@ def export_pipeline(
         partial = Path(parent) / "new"
         try:
             _write_pipeline(partial, pipeline, dtype, fp16_variant, max_shard_size)
+            _note_weights(partial / "model_index.json", weights or getattr(pipeline, "weights", None))
         except Exception as error:  # safetensors and the system each raise their own for a full disk
             raise UserError(f"pipeline {folder.name} could not be written: {one_line(error)}") from error
         if folder.exists():
@@ -76,7 +80,9 @@ def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
     own = any(pipeline.config.get(name) is not None for name in PIPELINE_OPTIONS)
     if own or components != ("UNet2DModel", "DDPMScheduler") or pipeline.num_classes is not None:
         return pipeline
-    return diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
+    stock = diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
+    stock.weights = getattr(pipeline, "weights", None)
+    return stock
 
 
 def is_replaceable(folder: Path) -> bool:
@@ -106,6 +112,18 @@ def _write_pipeline(folder: Path, pipeline, dtype, fp16_variant: bool, max_shard
     else:  # one of diffusers' own, which needs no code
         index = {"_class_name": type(pipeline).__name__, **components}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def weights_name(decay: float | str) -> str:
+    """In words: the trained weights, ``decay`` "raw" or 0, or the average of that largest decay."""
+    return "raw" if decay in ("raw", 0) else f"average, largest decay {decay}"
+
+
+def _note_weights(index_file: Path, weights: str | None):
+    """Keep which weights they are; diffusers passes over names that begin with an underscore."""
+    if weights is not None:
+        index = json.loads(index_file.read_text()) | {WEIGHTS_KEY: weights}
+        index_file.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _forget_origin(config_file: Path):

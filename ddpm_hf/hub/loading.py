@@ -7,6 +7,7 @@ import torch
 
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.contents import pipeline_in, read_object
+from ddpm_hf.hub.export import WEIGHTS_KEY
 from ddpm_hf.hub.fetching import fetch, weight_files
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.scheduler import MyDDPMScheduler
@@ -67,7 +68,9 @@ def load_pipeline(
         # without accelerate, diffusers leaves some in the type they were; its own ``to`` warns of a cast
         unet = torch.nn.Module.to(unet.eval(), torch.device(device), dtype)
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        return MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler))
+        pipeline = MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler))
+        pipeline.weights = weights if isinstance(weights := index.get(WEIGHTS_KEY), str) else None
+        return pipeline
     except Exception as error:
         raise UserError(f"model {model} cannot be loaded: {one_line(error)}") from error
 

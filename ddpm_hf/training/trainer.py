@@ -30,7 +30,7 @@ from ddpm_hf.data import Source, mixed_seed, open_data, open_stream
 from ddpm_hf.devices import best_device, bf16_is_faster, keep_freed_memory
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.files import write_whole
-from ddpm_hf.hub import export_pipeline, is_replaceable
+from ddpm_hf.hub import export_pipeline, is_replaceable, weights_name
 from ddpm_hf.report import keep_facts, write_report
 from ddpm_hf.stopping import StopRequested, StopSignal
 from ddpm_hf.training.feed import ArrayFeed, StreamFeed
@@ -595,7 +595,8 @@ class Trainer:
 
     def _write_pipeline(self):
         pipeline = exported_pipeline(self.config, self.data, self.state.averaged_unet())
-        export_pipeline(self.folder / "pipeline", pipeline)
+        weights = weights_name(self.config.ema_max_decays[0])
+        export_pipeline(self.folder / "pipeline", pipeline, weights=weights)
         rotate(self.folder, self.config.checkpoints_total_limit, self.best_step)
 
     def _report(self):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from ddpm_hf.checkpoints import newest_whole
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub import load_pipeline
+from ddpm_hf.hub import load_pipeline, weights_name
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.training.state import average_file
 
@@ -35,4 +35,5 @@ def load_weights_of(run: str | Path, weights: str) -> MyDDPMPipeline:
         raise UserError(f"{checkpoint} has no weights {weights!r}: {one_line(error)}, besides {RAW!r}.") from None
     pipeline = load_pipeline(checkpoint / "pipeline")
     pipeline.unet.load_state_dict(load_file(file))
+    pipeline.weights = weights_name(name)
     return pipeline
