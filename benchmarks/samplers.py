@@ -42,6 +42,9 @@ TIMED_IMAGES = 16
 STEPS = (5, 10, 15, 20, 50, 100)
 MOST_CALLS = 100  # of the network, for the larger number of images
 FEW_STEPS, ALL_STEPS = 20, 1000
+FEWEST_POINTS = 5  # of a line of the plot
+COLOURS = ("#1f5fa8", "#c8501b", "#2c8a4b", "#7a4ea3", "#b8860b", "#b5306f", "#2a9aa8", "#6b4a3a", "#555555")
+MARKERS = "osD^vP<>X"
 CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
 TRAILING = {"timestep_spacing": "trailing"}
@@ -203,21 +206,39 @@ def print_table(lines: list[dict], options):
 def draw(lines: list[dict], path: Path, options):
     """Quality against time, both logarithmic, a line for every sampler that has more than a few points."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
     axes = figure.subplots()
-    for name in SAMPLERS:
-        points = sorted((line["seconds"], line["fid_long"], line["steps"]) for line in lines if line["sampler"] == name)
-        if len(points) < 5:
-            continue
-        times, scores, steps = zip(*points)
-        axes.plot(times, scores, marker="o", markersize=4, label=name)
-        axes.annotate(str(steps[-1]), (times[-1], scores[-1]), textcoords="offset points", xytext=(5, 3), fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="seconds for 16 images", ylabel=f"FID of {options.long_images} images")
-    axes.grid(alpha=0.3, which="both")
+    curves = {name: sorted(_points(lines, name)) for name in SAMPLERS}
+    curves = {name: points for name, points in curves.items() if len(points) >= FEWEST_POINTS}
+    for number, name in enumerate(sorted(curves, key=lambda name: min(score for _, score, _ in curves[name]))):
+        times, scores, steps = zip(*curves[name])
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(times, scores, markersize=5, linewidth=1.6, label=name, **style)
+        # the dots' numbers of steps, once: below the best sampler's, and where there are others, below those
+        for time_, score, count in zip(times, scores, steps) if number == 0 or steps[-1] == ALL_STEPS else ():
+            if number == 0 or count == ALL_STEPS:
+                place = {"textcoords": "offset points", "xytext": (0, -13), "ha": "center"}
+                axes.annotate(f"{count:,}", (time_, score), fontsize=8, color=style["color"], **place)
+    axes.set(
+        xscale="log", yscale="log", xlabel="seconds for 16 images", ylabel=f"FID of {options.long_images:,} images"
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter("")
+    axes.margins(y=0.1)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Quality against time (lower left is better); small numbers are steps", loc="left", fontsize=11)
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="best first")
     figure.savefig(path, dpi=120)
+
+
+def _points(lines: list[dict], name: str) -> list[tuple[float, float, int]]:
+    return [(line["seconds"], line["fid_long"], line["steps"]) for line in lines if line["sampler"] == name]
 
 
 def main(argv: list[str] | None = None):
@@ -238,6 +259,8 @@ def main(argv: list[str] | None = None):
 
     if not math.isfinite(options.guidance_scale):
         raise UserError(f"--guidance-scale is {options.guidance_scale}; a finite number would be right.")
+    if options.plot and not options.plot.absolute().parent.is_dir():
+        raise UserError(f"--plot {options.plot}: there is no folder {options.plot.parent}.")
     device = best_device()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}", flush=True)
     pipeline = load_pipeline(options.model, dtype=best_dtype(device), device=device)
