@@ -216,10 +216,9 @@ def draw(lines: list[dict], path: Path, options):
         times, scores, steps = zip(*curves[name])
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         axes.plot(times, scores, markersize=5, linewidth=1.6, label=name, **style)
-        # the dots' numbers of steps, once: below the best sampler's, and where there are others, below those
-        for time_, score, count in zip(times, scores, steps) if number == 0 or steps[-1] == ALL_STEPS else ():
-            if number == 0 or count == ALL_STEPS:
-                place = {"textcoords": "offset points", "xytext": (0, -13), "ha": "center"}
+        for time_, score, count in zip(times, scores, steps):
+            if number == 0 or count == ALL_STEPS:  # the other dots stand above those of the best
+                place = {"textcoords": "offset points", "xytext": (0, 7 if number else -13), "ha": "center"}
                 axes.annotate(f"{count:,}", (time_, score), fontsize=8, color=style["color"], **place)
     axes.set(
         xscale="log", yscale="log", xlabel="seconds for 16 images", ylabel=f"FID of {options.long_images:,} images"
