@@ -163,15 +163,15 @@ def _denoise(pipeline, seeds, labels, guidance_scale, steps, num_frames, progres
         for step in pipeline.denoise(len(seeds), labels, guidance_scale, steps, seed=list(seeds)):
             progress.update()
             total = len(pipeline.scheduler.timesteps)
+            if step.index == total - 1 and not torch.isfinite(step.sample).all():
+                raise UserError(
+                    f"the model makes pixels that are not numbers, in {steps} steps; another --scheduler, more "
+                    f"--steps, or --dtype float32 may help."
+                )
             if step.index == total - 1 or step.index in pick_frames(num_frames, total):
                 frames.append(pipeline.postprocess(pipeline.unit_variance(step.sample)))
     except ValueError as error:
         raise UserError(str(error)) from error
-    if not torch.isfinite(step.sample).all():
-        raise UserError(
-            f"the model makes pixels that are not numbers, in {steps} steps; another --scheduler, more --steps, or "
-            f"--dtype float32 may help."
-        )
     return frames
 
 

@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None):
         ship(arguments)
     text = with_scores(README.read_text(encoding="utf-8"), json.loads((MODEL / "evaluation.json").read_text()))
     write_whole(README, lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"wrote {MODEL.relative_to(ROOT)} and README.md: what its text says of the training is yours to mend")
+    print("wrote README.md's table of scores; what its text says of the training is yours to mend")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,24 @@ def digest(pipeline) -> str:
     return hashlib.sha256(images.tobytes()).hexdigest()
 
 
+def test_a_run_that_went_on_after_its_end_is_loaded_as_it_is_now(tmp_path):
+    """Its finished pipeline is of before, until it ends again."""
+    export_pipeline(tmp_path / "pipeline", tiny_pipeline())
+    ended = (tmp_path / "pipeline" / "model_index.json").stat().st_mtime
+    for step, seconds in ((5, -100), (9, 100)):
+
+        def write(folder):
+            export_pipeline(folder / "pipeline", tiny_pipeline(num_class_embeds=step))  # noqa: B023
+            (folder / "state.json").write_text("{}")
+
+        write_checkpoint(tmp_path / "checkpoints" / f"step-{step}", write)
+        state = tmp_path / "checkpoints" / f"step-{step}" / "state.json"
+        os.utime(state, (ended + seconds, ended + seconds))
+        assert load_pipeline(tmp_path).num_classes == (None if seconds < 0 else 9)
+    os.utime(tmp_path / "pipeline" / "model_index.json", (ended + 200, ended + 200))
+    assert load_pipeline(tmp_path).num_classes is None
+
+
 DIGEST_WITHOUT_US = """
 import hashlib, sys
 sys.modules["ddpm_hf"] = None  # importing it fails, installed or not
