@@ -25,7 +25,7 @@ class Sampler:
     fresh_noise: bool = False
 
 
-# Clipping the predicted x_0 to the pixels' range helps every sampler that leaves steps out; the multistep solvers
+# Clipping the predicted x_0 to the pixels' range helps most samplers that leave steps out; the multistep solvers
 # offer it under the name of thresholding (with a largest value of 1 it is clipping).
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 _CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
@@ -54,7 +54,9 @@ SAMPLERS = {
         "DDIM",
         "first-order, deterministic: 20 to 100 steps",
         diffusers.DDIMScheduler,
-        {"timestep_spacing": "trailing", **_CLIP},
+        # Here a clipped x_0 is put together with the noise of the unclipped one, which moves x_t at every step by an
+        # amount that more steps do not make smaller: it would lead away from where all the others end.
+        {"timestep_spacing": "trailing", "clip_sample": False},
     ),
     "euler": Sampler(
         "Euler",
