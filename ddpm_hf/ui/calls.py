@@ -61,7 +61,12 @@ def page_functions(engine: Engine) -> list[Callable[[dict], Awaitable[dict]]]:
             return {"settings": await anyio.to_thread.run_sync(settings_of_query, engine, values["query"])}
         return {"settings": await anyio.to_thread.run_sync(settings_of_png, engine, values.get("file"))}
 
-    return [describe_model, noise, take_away, export_run, restore]
+    @_answering
+    async def frames(values: dict) -> dict:
+        """{"run": id, "lane", "indices"} -> {"frames": by index}: of a finished run, as many as one answer may hold."""
+        return {"frames": engine.frames(values.get("run"), values.get("lane"), values.get("indices"))}
+
+    return [describe_model, noise, take_away, export_run, restore, frames]
 
 
 def _answering(function):

@@ -12,14 +12,16 @@ from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import Engine
 
 SHOWN_LOSSES = 120
+# title, factor, and format of each
 SCORES = {
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "inception_score": "Inception score",
-    "label_accuracy": "Classes recognised",
+    "fid": ("FID", 1, ".2f"),
+    "kid": ("KID x 1000", 1000, ".1f"),
+    "precision": ("Precision", 1, ".3f"),
+    "recall": ("Recall", 1, ".3f"),
+    "inception_score": ("Inception score", 1, ".2f"),
+    "label_accuracy": ("Classes recognised", 1, ".1%"),
 }
+PREDICTIONS = {"epsilon": "the noise ε", "v_prediction": "the velocity v", "sample": "the picture x₀"}
 
 
 def describe(engine: Engine, name: str | None = None) -> dict:
@@ -28,7 +30,8 @@ def describe(engine: Engine, name: str | None = None) -> dict:
     Returns:
         {"model", "models": all names, "classes": [{"name", "src": data URL or None}], "examples": as
         ``example_images``, "limits", "defaults", "samplers": [{"value", "title", "about"}], "schedule": as
-        ``schedule_curve``, "card": {"url", "settings", "scores", "losses"}}.
+        ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
+        "losses"}}.
     """
     model = engine.models.get(name)
     limits, examples = model.limits, example_images(engine, model.name)
@@ -56,6 +59,7 @@ def describe(engine: Engine, name: str | None = None) -> dict:
             for name, sampler in SAMPLERS.items()
         ],
         "schedule": schedule_curve(engine, model.name),
+        "prediction_type": _prediction_type(model),
         "card": _card(model),
     }
 
@@ -68,13 +72,14 @@ def _sentence(text: str) -> str:
 
 
 def _card(model: Model) -> dict:
-    """{"url": on the Hub, or None, "settings", "scores": [name, value] pairs, "losses": [images seen, loss] pairs}."""
+    """{"url": on the Hub, or None, "settings": [name, value] pairs, "scores": [name, value, that of real images or ""],
+    "judged": how they came about, in words, "losses": [images seen, loss] pairs}."""
     folder = _folder(model)
     on_hub = model.source is not None and folder is None
     return {
         "url": f"https://huggingface.co/{model.source}" if on_hub else None,
         "settings": _settings(model),
-        "scores": _scores(_file(model, folder, "evaluation.json")),
+        **_scores(_file(model, folder, "evaluation.json")),
         "losses": _losses(_file(model, folder, "metrics.jsonl")),
     }
 
@@ -108,29 +113,48 @@ def _settings(model: Model) -> list[list[str]]:
         ("Channels by level", blocks),
         ("Timesteps T", str(process.num_train_timesteps)),
         ("Schedule", f"{process.beta_schedule}, β from {process.beta_start:g} to {process.beta_end:g}"),
-        ("Prediction", str(process.get("prediction_type", "epsilon"))),
+        ("The network predicts", PREDICTIONS.get(_prediction_type(model), _prediction_type(model))),
     ]
     return [list(row) for row in rows if row[1]]
 
 
-def _scores(text: str) -> list[list[str]]:
-    """What evaluation.json says, each score beside that of real images; [] for a file that is not as it should be."""
+def _prediction_type(model: Model) -> str:
+    return str(model.pipeline.scheduler.config.get("prediction_type", "epsilon"))
+
+
+def _scores(text: str) -> dict:
+    """ "scores" and "judged" of an evaluation.json; both empty for a file that is not as it should be."""
     try:
         report = json.loads(text)
         scores, floor = report["scores"], report.get("floor") or {}
         rows = [
-            [title, _beside(scores[key], floor.get(key))]
-            for key, title in SCORES.items()
+            [title, f"{factor * scores[key]:{style}}", "" if real is None else f"{factor * real:{style}}"]
+            for key, (title, factor, style) in SCORES.items()
+            for real in [floor.get(key)]
             if scores.get(key) is not None
         ]
-        count = report.get("protocol", {}).get("num_images")
-        return rows + ([["Judged on", f"{int(count):,} images"]] if count else [])
+        return {"scores": rows, "judged": _judged(report.get("protocol") or {})}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return []
+        return {"scores": [], "judged": ""}
 
 
-def _beside(value: float, of_real: float | None) -> str:
-    return f"{value:.3g}" if of_real is None else f"{value:.3g} (real images: {of_real:.3g})"
+def _judged(protocol: dict) -> str:
+    """What the scores were computed from: without it they say nothing."""
+    parts = [f"{protocol['num_images']:,} generated images"] if "num_images" in protocol else []
+    if "reference_images" in protocol:
+        names = [protocol.get("dataset"), protocol.get("reference_split")]
+        parts.append(f"against {protocol['reference_images']:,} real ones ({' '.join(filter(None, names))})")
+    if "features" in protocol:
+        count = protocol.get("num_features")
+        space = f"in the space of {f'{count:,} ' if count else ''}features of the network {protocol['features']}"
+        parts.append(f"{space}, not comparable with scores in another")
+    if "sampler" in protocol:
+        sampler = SAMPLERS.get(protocol["sampler"])
+        how = [sampler.title if sampler else str(protocol["sampler"])]
+        how += [f"{protocol['steps']} steps"] if "steps" in protocol else []
+        how += [f"guidance {protocol['guidance_scale']:g}"] if protocol.get("guidance_scale") else []
+        parts.append(f"made with {', '.join(how)}")
+    return f"{'; '.join(parts)}.".replace("; against", " against") if parts else ""
 
 
 def _losses(text: str) -> list[list[float]]:

@@ -35,6 +35,7 @@ POLL_SECONDS = 0.02
 WINDOW_FRAMES = 24
 WINDOW_FLUSHES = 4
 FLUSH_BYTES = 2**20  # of one value, where frames come from the cache
+REMEMBERED_JOBS = 200  # whose frames can be asked for again
 
 
 class Engine:
@@ -60,6 +61,7 @@ class Engine:
     ):
         self.models = Models(Model(public_name(source), pipeline, source), others, load, max_memory)
         self.cache = Cache(cache_bytes)
+        self._tasks: dict[str, Task] = {}  # of the newest jobs, by id
         self.worker = Worker(self.models, self.cache, on_gpu(self.models))
         self.encoding = Turns()  # of files to take away
 
@@ -81,6 +83,23 @@ class Engine:
     def close(self):
         """End all runs, each after the call it is in: Python must not exit with the network at work."""
         self.worker.close()
+
+    def remember(self, job: Job):
+        """Let ``frames`` know the task of ``job``."""
+        self._tasks[job.id] = job.task
+        while len(self._tasks) > REMEMBERED_JOBS:
+            self._tasks.pop(next(iter(self._tasks)), None)
+
+    def frames(self, run, lane, indices) -> dict[str, dict]:
+        """Frames of a finished job that a page asks for again, by index: {} of one that is unknown or no longer kept.
+
+        A browser that was busy skips values, and the frames in them. The arguments may be of any type.
+        """
+        task = self._tasks.get(run) if isinstance(run, str) else None
+        kept = self.cache.get(task) if task is not None else None
+        wanted = {index for index in indices if isinstance(index, int)} if isinstance(indices, list) else set()
+        frames = [frame for frame in kept or () if frame.lane == lane and frame.index in wanted and frame.src]
+        return {str(frame.index): as_value(frame) for frame in frames[: _first_bytes(frames) if frames else 0]}
 
     async def model(self, values: dict) -> Model:
         """The model that ``values["model"]`` names, loaded if need be; the first without.
@@ -127,6 +146,7 @@ async def watch(engine: Engine, job: Job) -> AsyncIterator[tuple[bool, list[Fram
     """
     with one_line_errors():
         engine.worker.submit(job)
+    engine.remember(job)
     try:
         news, flushed, state = [], -math.inf, None
         while True:

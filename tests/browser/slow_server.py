@@ -19,7 +19,7 @@ def main(port: int):
     add = Job.add
 
     def add_and_tell(job, frame):
-        print(f"computed {frame.index} {1000 * time.time()}", flush=True)
+        print(f"computed {job.id} {frame.index} {1000 * time.time()}", flush=True)
         add(job, frame)
 
     Job.add = add_and_tell

@@ -51,6 +51,18 @@ def test_lanes_start_from_the_same_noise_and_end_at_a_distance(open_page):
     few, many = (float(chart.nth(i).locator("b").inner_text()) for i in (1, 2))
     assert 0 < many < few < 1  # more steps of the same sampler end nearer to all of its steps
 
+    # a lane that is changed shows nothing that was made with other settings; the others keep theirs
+    kept = lanes_at(page)
+    set_lane(page, 1, "DDIM", 9)
+    expect(page.locator(".lane-cost").nth(1)).to_be_empty()
+    expect(chart.nth(1).locator("b")).to_have_text("\u2013")
+    expect(chart.nth(2).locator("b")).to_have_text(f"{many:.3f}")
+    expect(page.locator("#compare .stage-status")).to_contain_text("press Compare")
+    assert [now == then for now, then in zip(lanes_at(page), kept)] == [True, False, True]
+    # and so do they when it is taken away
+    page.get_by_role("button", name="Remove this sampler").nth(1).click()
+    expect(chart.locator("b")).to_have_text([re.compile(r"0\.\d+"), f"{many:.3f}"])
+
 
 def test_lanes_are_added_removed_and_stopped(open_page):
     page = open_page("colours")
@@ -67,6 +79,7 @@ def test_lanes_are_added_removed_and_stopped(open_page):
     expect(page.locator(".distances li")).to_have_count(2)
 
     # two lanes that are the same are refused in words
+    set_lane(page, 0, "DDPM", 20)
     set_lane(page, 1, "DDPM", 20)
     compare = page.get_by_role("form", name="What to compare").get_by_role("button", name="Compare")
     compare.click()
@@ -77,5 +90,9 @@ def test_lanes_are_added_removed_and_stopped(open_page):
     compare.click()
     page.wait_for_selector(f"{COMPARE}[data-state=running]")
     page.wait_for_function(f"Number(document.querySelector('{COMPARE}').dataset.shown) > 3")
+    for control in page.locator(".lane-top :is(button, input)").all():
+        expect(control).to_be_disabled()  # what is on its way stays as it was asked for
     page.get_by_role("form", name="What to compare").get_by_role("button", name="Stop").click()
     page.wait_for_selector(f"{COMPARE}[data-state=stopped]")
+    expect(page.locator(".distances")).to_contain_text("Stopped before the distances were measured.")
+    expect(page.locator(".lane-top input").first).to_be_enabled()

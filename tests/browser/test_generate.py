@@ -51,13 +51,28 @@ def test_frames_appear_in_order_and_all_are_kept(open_page, model):
     assert len({entry["picture"] for entry in seen}) == len(seen) >= 20
     assert stage(page)["frames"] == "61"
     assert not pixels_are_blank(page)
-    expect(page.locator("#stage .stage-progress")).to_have_text(re.compile(r"step 60 of 60 · t = \d+"))
+    expect(page.locator("#stage .stage-progress")).to_have_text("step 60 of 60 · finished")
 
     scrubber = page.get_by_role("slider", name="Step shown")
     for step in (0, 1, 29, 30, 59):
         scrubber.fill(str(step))
         wait_for_step(page, step)
         expect(scrubber).to_have_attribute("aria-valuetext", f"step {step} of 60" if step else "noise")
+        expect(page.locator("#stage .stage-progress")).to_have_text(re.compile(r" · t = \d+$|^noise · t = 999$"))
+
+
+def test_frames_that_a_busy_browser_skipped_are_there_at_the_end(open_page):
+    page = open_page()
+    set_number(page, "Steps", 300)
+    generate(page)
+    wait_for_frames(page, 3)
+    page.evaluate("() => { for (const end = Date.now() + 3000; Date.now() < end; ); }")  # deaf for three seconds
+    wait_for_state(page, "done")
+    page.wait_for_function(f"document.querySelector('{STAGE}').dataset.frames === '301'")
+    frames = page.evaluate("ddpm.parts.stage.film.frames.map(({ t, src }) => [t, src.length])")
+    assert frames[0][0] == 999 and frames[-1][0] is None
+    times = [t for t, _ in frames[:-1]]
+    assert times == sorted(times, reverse=True) and all(length > 100 for _, length in frames)
 
 
 def test_scrubber_play_speed_loop_and_views(open_page):
@@ -184,6 +199,14 @@ def test_bad_input_is_told_on_the_page(open_page):
         page.get_by_text(re.compile("64 images with 1000 steps are too much work: take at most 250 steps"))
     ).to_be_visible()
     wait_for_state(page, "empty")
+
+    # a notice of the page's own moves nothing, and can be closed
+    before = page.locator("#stage").bounding_box()
+    page.evaluate("ddpm.tell('notice', 'Something to know.')")
+    expect(page.get_by_role("alert").filter(has_text="Something to know.")).to_be_visible()
+    assert page.locator("#stage").bounding_box() == before
+    page.locator(".notice").get_by_role("button", name="Close").click()
+    expect(page.locator(".notice")).to_be_hidden()
     set_number(page, "Images", 2)
     set_number(page, "Steps", 3)
     generate(page)
@@ -235,7 +258,10 @@ def test_controls_are_labelled_and_work_by_keyboard(open_page):
 def test_fits_a_phone_without_moving(open_page, dark):
     page = open_page(width=390, height=844, dark=dark)
     page.wait_for_timeout(300)
+    assert not pixels_are_blank(page)  # there is something to see on arrival
     before = page.locator("#settings").bounding_box()
+    button = page.get_by_role("button", name="Generate", exact=True).bounding_box()
+    assert button["y"] + button["height"] <= 844  # on the first screen
     generate(page)
     finish(page, 20)
     assert page.locator("#settings").bounding_box() == before
@@ -243,6 +269,19 @@ def test_fits_a_phone_without_moving(open_page, dark):
     for part in page.locator(f"{STAGE} :is(button, input, select):visible").all():
         box = part.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    # at the end of the page nothing is left under what stays at the bottom
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    seed = page.locator("#field-seed").bounding_box()
+    button = page.get_by_role("button", name="Generate", exact=True).bounding_box()
+    assert seed["y"] + seed["height"] < button["y"]
+
+    # an image enlarged fills the screen, and the focus stays where it can be seen
+    page.locator(".cells button").first.click()
+    assert page.locator(".lens-picture canvas").bounding_box()["width"] > 350
+    lens = page.get_by_role("dialog", name="One image, enlarged")
+    lens.get_by_role("button", name="Make more like this").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('.lens') !== null")
 
 
 def test_an_image_enlarged_with_its_strip_and_more_like_it(open_page):
@@ -280,11 +319,20 @@ def test_an_image_enlarged_with_its_strip_and_more_like_it(open_page):
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
 
-    # more like this: the same class, seeds from its own on
+    # more like this: the same class and settings, whatever is in the form by now, and seeds that were not there yet
+    set_number(page, "Steps", 7)
     lens.get_by_role("button", name="Make more like this").click()
-    page.wait_for_function("document.querySelector('#field-seed').value === '5'")
+    expect(lens).to_be_hidden()
+    page.wait_for_function("document.querySelector('#field-seed').value === '8'")
     expect(page.get_by_role("radio", name="<b>star</b>")).to_be_checked()
+    names = page.locator(".cells button")
+    expect(names.first).to_have_attribute("aria-label", "Enlarge image 1 · <b>star</b> · seed 8")
     finish(page, 20)
-    page.keyboard.press("Escape")
-    names = page.locator(".cells button").evaluate_all("(cells) => cells.map((cell) => cell.ariaLabel)")
-    assert names == [f"Enlarge image {i} · <b>star</b> · seed {i + 4}" for i in range(1, 5)]
+    labels = names.evaluate_all("(cells) => cells.map((cell) => cell.ariaLabel)")
+    assert labels == [f"Enlarge image {i} · <b>star</b> · seed {i + 7}" for i in range(1, 5)]
+
+    # of the first image, too: not the same run again
+    names.first.click()
+    lens.get_by_role("button", name="Make more like this").click()
+    expect(names.first).to_have_attribute("aria-label", "Enlarge image 1 · <b>star</b> · seed 12")
+    finish(page, 20)

@@ -14,6 +14,7 @@ def test_equations_are_mathematics_with_words(open_page):
     assert equations.evaluate_all(
         "(all) => all.every((one) => one.querySelector('math').getBoundingClientRect().width > 50)"
     )
+    expect(page.locator("#theory")).not_to_contain_text("guesses v")
     assert all(len(name) > 20 for name in equations.evaluate_all("(all) => all.map((one) => one.ariaLabel)"))
 
 
@@ -30,6 +31,31 @@ def test_pictures_follow_the_run_and_the_run_follows_them(open_page):
     expect(page.locator("#theory")).to_contain_text("step 4 of 20")
     later = [picture(page, f".pair figure:nth-of-type({i}) canvas") for i in (1, 2)]
     assert later[0] != pair[0] and later[0] != later[1]
+
+    # x_t, its t and the x_0 guessed from this x_t are of one frame, and the weights are those of that t
+    frame, level = page.evaluate(
+        """() => {
+          const { film } = ddpm.parts.stage, frame = film.frames[4];
+          return [frame, ddpm.parts.theory.description.schedule.alpha_bar[frame.t]];
+        }"""
+    )
+    words = f"step 4 of 20, t = {frame['t']}, √ᾱ = {level**0.5:.2f}, √(1\u2212ᾱ) = {(1 - level) ** 0.5:.2f}"
+    expect(page.locator("#theory")).to_contain_text(words)
+    drawn = """async (src) => {
+      const image = new Image(); image.src = src; await image.decode();
+      const [tile, pair] = [ddpm.parts.stage.run.tile, [...document.querySelectorAll(".pair canvas")]];
+      return [0, image.naturalHeight / 2].every((top, i) => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = tile;
+        canvas.getContext("2d").drawImage(image, 0, top, ...tile, 0, 0, ...tile);
+        return canvas.toDataURL() === pair[i].toDataURL();
+      });
+    }"""
+    assert page.evaluate(drawn, frame["src"])
+    page.get_by_role("slider", name="Step of the run").fill("0")
+    expect(page.locator("#theory")).to_contain_text("noise, t = 999")
+    page.get_by_role("slider", name="Step of the run").fill("20")
+    expect(page.locator("#theory")).to_contain_text("step 20 of 20, finished")
 
 
 def finish_hidden(page, steps: int):
@@ -69,3 +95,23 @@ def test_the_model_tells_of_itself(open_page):
     theory = page.locator("#theory")
     for words in ("28 x 28, gray", "million", "linear, β from 0.0001 to 0.02", "The loss fell from"):
         expect(theory).to_contain_text(words)
+    # what it predicts, and how the picture and the noise follow from that
+    for words in ("The network of this page is asked for v", "the velocity v", "This network guesses v"):
+        expect(theory).to_contain_text(words)
+    for name in (
+        "v is the square root of alpha bar t times epsilon",
+        "x 0 hat is the square root of alpha bar t times x t",
+    ):
+        expect(theory.get_by_role("group", name=name)).to_be_visible()
+    # scores with those of real images, the number of images, and the space they are measured in
+    scores = theory.get_by_role("table", name="Scores")
+    expect(scores.get_by_role("row", name=re.compile(r"^FID \d+\.\d\d 0\.\d\d$"))).to_be_visible()
+    expect(theory).to_contain_text(re.compile(r"[\d,]+ generated images against [\d,]+ real ones"))
+    expect(theory).to_contain_text(re.compile(r"in the space of \d+ features of the network fashion-mnist"))
+
+
+def test_equations_fit_a_phone(open_page):
+    page = open_page("embedded", width=390, height=844)
+    open_tab(page, "How it works")
+    cut = "(all) => all.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.ariaLabel)"
+    assert page.locator("#theory .equation").evaluate_all(cut) == []

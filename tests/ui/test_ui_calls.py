@@ -96,6 +96,7 @@ def test_the_description_follows_the_model(engine, plain_engine):
     assert [one["name"] for one in shapes["classes"]] == NAMES and colors["classes"] == []
     assert dict(shapes["card"]["settings"])["Images"] == "14 x 14, gray"
     assert dict(colors["card"]["settings"])["Images"] == "16 x 16, RGB"
+    assert shapes["prediction_type"] == "epsilon"
     assert len(shapes["schedule"]["alpha_bar"]) == shapes["limits"]["max_steps"] == 1000
     json.dumps(shapes, allow_nan=False)
 
@@ -104,12 +105,17 @@ def test_scores_and_losses_come_from_the_models_folder(engine, tmp_path):
     engine.models.first.source = str(tmp_path)
     assert describe(engine)["card"]["scores"] == describe(engine)["card"]["losses"] == []
     scores = {"fid": 8.123, "kid": 0.5, "recall": None}
-    report = {"scores": scores, "floor": {"fid": 1.5}, "protocol": {"num_images": 10_000}}
+    protocol = {"num_images": 10_000, "features": "inception", "num_features": 2048, "sampler": "ddim", "steps": 50}
+    report = {"scores": scores, "floor": {"fid": 1.5}, "protocol": protocol}
     (tmp_path / "evaluation.json").write_text(json.dumps(report))
     rows = [{"images_seen": 10, "loss": 0.5}, {"images_seen": 15}, {"images_seen": 20, "loss": 0.25}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     card = describe(engine)["card"]
-    assert card["scores"] == [["FID", "8.12 (real images: 1.5)"], ["KID", "0.5"], ["Judged on", "10,000 images"]]
+    assert card["scores"] == [["FID", "8.12", "1.50"], ["KID x 1000", "500.0", ""]]
+    assert card["judged"] == (
+        "10,000 generated images; in the space of 2,048 features of the network inception, not comparable with scores "
+        "in another; made with DDIM, 50 steps."
+    )
     assert card["losses"] == [[10, 0.5], [20, 0.25]]
     for damage in ("{", "[]", '{"scores": 3}', '{"scores": {"fid": "x"}}'):
         (tmp_path / "evaluation.json").write_text(damage)

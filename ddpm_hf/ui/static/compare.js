@@ -1,9 +1,10 @@
 // Compare: two to four samplers from the same noise, in step, each in a lane with its own settings above it.
 
 const LANES = [2, 4];
+// two solvers of one equation, the second of higher order and so nearer to its solution; and one that adds fresh noise
 const FIRST_LANES = [
-  ["ddpm", 20],
-  ["ddim", 20],
+  ["ddim", 10],
+  ["dpm", 10],
   ["dpm-sde", 20],
 ];
 
@@ -15,6 +16,7 @@ class Compare {
       event.preventDefault();
       this.submit();
     });
+    this.bar.addEventListener("input", () => this.describe());
     this.views = viewButtons((view) => this.setView(view));
     this.progress = make("p", { class: "stage-progress" });
     this.lanesElement = make("div", { class: "lanes" });
@@ -65,12 +67,14 @@ class Compare {
       { class: "select", name: "class_name" },
       names.map((name) => make("option", { value: name }, name === "any" ? "Any" : name)),
     );
-    this.seed = new SeedField({ max: limits.max_seed, id: "compare-seed" });
+    this.seed = new SeedField({ max: limits.max_seed, id: "compare-seed", changed: () => this.describe() });
     this.go = make("button", { type: "submit", class: "primary" }, "Compare");
     this.bar.replaceChildren(
       ...(names.length ? [make("label", {}, make("span", {}, "Class"), picker)] : []),
       number("num_images", "Images", 1, limits.max_compared, Math.min(4, limits.max_compared)),
-      ...(names.length ? [number("guidance_scale", "Guidance", 0, limits.max_guidance, defaults.guidance_scale, false)] : []),
+      ...(names.length
+        ? [number("guidance_scale", "Guidance", 0, limits.max_guidance, defaults.guidance_scale, false)]
+        : []),
       this.seed.element,
       make(
         "div",
@@ -95,13 +99,13 @@ class Compare {
 
   addLane(sampler = this.nextSampler(), steps = this.lanes.at(-1)?.steps.value ?? this.description.defaults.steps) {
     const { limits, samplers } = this.description;
-    const lane = { film: null };
+    const lane = { film: null, made: null }; // made: what it was at the last run, until it is changed
     lane.sampler = new Choice({
       label: "Sampler",
       options: samplers,
       value: sampler,
       short: true,
-      changed: () => this.drawChart(),
+      changed: () => this.laneEdited(lane),
     });
     lane.steps = make("input", {
       type: "number",
@@ -110,7 +114,7 @@ class Compare {
       max: limits.max_steps,
       step: 1,
       value: Number(steps),
-      oninput: () => this.drawChart(),
+      oninput: () => this.laneEdited(lane),
     });
     lane.remove = make(
       "button",
@@ -149,6 +153,15 @@ class Compare {
     this.lanesChanged();
   }
 
+  // What a lane shows was made with other settings: it goes.
+  laneEdited(lane) {
+    Object.assign(lane, { film: null, made: null, sheet: null });
+    lane.canvas.setAttribute("aria-label", "No pictures of these settings yet");
+    this.redraw();
+    this.describe();
+    this.drawChart();
+  }
+
   lanesChanged() {
     this.add.hidden = this.lanes.length >= LANES[1];
     this.allowChanges();
@@ -158,10 +171,14 @@ class Compare {
     this.drawChart();
   }
 
-  // While a run is on its way, its lanes stay.
+  // While the lanes are on their way, they stay as they are.
   allowChanges() {
-    this.add.disabled = this.busy;
-    for (const lane of this.lanes) lane.remove.disabled = this.busy || this.lanes.length <= LANES[0];
+    const fixed = ["waiting", "running"].includes(this.state);
+    this.add.disabled = fixed;
+    for (const lane of this.lanes) {
+      lane.sampler.button.disabled = lane.steps.disabled = fixed;
+      lane.remove.disabled = fixed || this.lanes.length <= LANES[0];
+    }
   }
 
   // ---- asking
@@ -177,6 +194,12 @@ class Compare {
       seed: this.seed.value,
       lanes: this.lanes.map(({ sampler, steps }) => ({ sampler: sampler.value, steps: Number(steps.value) })),
     };
+  }
+
+  // What all lanes have in common.
+  shared() {
+    const { lanes, ...others } = this.read();
+    return others;
   }
 
   submit() {
@@ -213,21 +236,28 @@ class Compare {
     }
     if (value.run !== this.run?.run) this.begin(value);
     this.run = value;
-    value.lanes.forEach((lane, i) => {
-      this.lanes[i]?.film?.add(lane.frames);
-      if (this.lanes[i]) this.lanes[i].made = lane;
+    value.lanes.forEach((made, i) => {
+      const lane = this.ran[i];
+      if (!lane.film) return; // changed since
+      const first = lane.film.frames[0];
+      lane.film.add(made.frames);
+      lane.made = made;
+      if (first && first !== lane.film.frames[0] && this.transport.shown === 0) this.paintLane(lane, 0, value);
+      if (value.state !== "running") fillGaps(value.run, lane.film, i).catch(() => {});
     });
     const going = ["running", "measuring"].includes(value.state);
     this.setState(this.stopped && going ? "stopped" : value.state);
     const behind = this.lanes
       .filter(({ film }) => film)
       .map(({ film }) => Math.floor((film.newest / film.total) * this.transport.total));
-    this.transport.arrived(Math.min(...behind), this.state === "running");
+    if (behind.length) this.transport.arrived(Math.min(...behind), this.state === "running");
     this.drawChart();
   }
 
   begin(value) {
-    this.lanes.forEach((lane, i) => (lane.film = value.lanes[i] ? new Film(value.lanes[i].total) : null));
+    this.ran = this.lanes.slice(0, value.lanes.length);
+    this.ran.forEach((lane, i) => (lane.film = new Film(value.lanes[i].total)));
+    this.asked = JSON.stringify(this.shared());
     this.transport.reset(Math.max(...value.lanes.map(({ total }) => total)));
   }
 
@@ -296,12 +326,11 @@ class Compare {
 
   // How far each lane's images end from those of all steps; before it is known, the same lines without numbers.
   drawChart() {
-    const chosen = this.lanes.map(({ sampler, steps }) => ({
+    const lanes = this.lanes.map(({ sampler, steps, made }) => ({
       title: sampler.title.textContent,
       steps: steps.value,
-      distance: null,
+      distance: made?.distance ?? null,
     }));
-    const lanes = this.run?.lanes ?? chosen;
     const most = Math.max(...lanes.map(({ distance }) => distance ?? 0), 1e-6);
     const line = ({ title, steps, distance }) =>
       make(
@@ -322,7 +351,20 @@ class Compare {
     const { reference } = this.run ?? {};
     if (this.state === "measuring" && reference)
       return `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise.`;
-    return "Root mean square over the pixels, from 0 to 1, to what DDIM makes with every step from the same noise.";
+    const measured = this.lanes.some(({ made }) => made && made.distance !== null);
+    if (
+      ["stopped", "failed", "done"].includes(this.state) &&
+      this.run &&
+      !measured &&
+      this.lanes.some(({ made }) => made)
+    )
+      return this.state === "failed"
+        ? "Failed before the distances were measured."
+        : "Stopped before the distances were measured.";
+    return (
+      "Root mean square over the pixels, from 0 to 1, to what DDIM makes with every step from the same noise. Those that " +
+      "are deterministic come near it; fresh noise leads to other pictures, no worse for being far."
+    );
   }
 
   // ---- words
@@ -333,6 +375,9 @@ class Compare {
 
   statusText() {
     const { state, run } = this;
+    if (run && !this.busy && this.asked !== JSON.stringify(this.shared()))
+      return "Made with other settings: press Compare for those above.";
+    if (run && !this.busy && this.lanes.some(({ film }) => !film)) return "Some lanes are new: press Compare.";
     if (state === "waiting") return waitingText(this.queue);
     if (state === "running") return "Denoising";
     if (state === "measuring") return "Done; measuring the distances";
@@ -347,7 +392,7 @@ class Compare {
     this.progress.textContent = this.words(this.run ? at : 0);
     this.root.dataset.shown = this.transport.shown;
     for (const lane of this.lanes) {
-      const made = lane.film && lane.made;
+      const { made } = lane;
       lane.cost.textContent = made
         ? `${made.calls} ${made.calls === 1 ? "call" : "calls"} · ${seconds(made.seconds)}`
         : "";

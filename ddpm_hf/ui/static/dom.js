@@ -46,13 +46,19 @@ function seconds(value) {
   return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 }
 
+// Where on the way a frame stands: the finished images are at no timestep.
+const timeText = (t) => (t === null ? "finished" : `t = ${Math.round(t)}`);
+
 const waitingText = (queue) => (queue ? `Waiting: ${queue}` : "Waiting for the model …");
+
+const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 // What the parts tell each other: "settings" (of the form), "run" (what the stage shows), "painted" (a frame of it), "t"
 // and "noised" (of the forward process), "restore" (settings for the form, and whether to run them), "tab" (to show one)
-// and "shown", "model" (the description of another), "failed" (a stream), "notice" (what went wrong, in words).
+// and "shown", "model" (the description of another), "backdrop" (it is there), "failed" (a stream), "notice": words, or
+// { words, action: { title, run() } }.
 const page = Object.assign(new EventTarget(), { settings: null, description: null });
 const tell = (name, detail) => page.dispatchEvent(new CustomEvent(name, { detail }));
 const hear = (name, callback) => page.addEventListener(name, (event) => callback(event.detail));

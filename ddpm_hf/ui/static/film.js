@@ -14,6 +14,17 @@ class Film {
     }
   }
 
+  // the start as it came first, before the network was asked
+  get startLacksPrediction() {
+    return this.frames[0]?.at === 0;
+  }
+
+  // indices of frames that were lost on the way
+  get lacking() {
+    const indices = range(0, this.total);
+    return indices.filter((index) => !this.frames[index] || (index === 0 && this.startLacksPrediction));
+  }
+
   get newest() {
     return this.frames.length - 1;
   }
@@ -40,5 +51,17 @@ class Film {
     } catch {
       return null;
     }
+  }
+}
+
+// A busy browser skips values that follow each other closely, and the frames in them: of a finished run, those that are
+// lacking are asked for.
+async function fillGaps(run, film, lane = 0) {
+  for (let lacking = film.lacking; lacking.length;) {
+    const { frames } = await ask("frames", { run, lane, indices: lacking });
+    film.add(frames);
+    const before = lacking.length;
+    lacking = film.lacking;
+    if (lacking.length === before) return; // the server has forgotten them, too
   }
 }

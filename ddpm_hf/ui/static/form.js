@@ -61,7 +61,7 @@ class SettingsForm {
     this.go = make("button", { type: "submit", class: "primary" }, "Generate");
     this.halt = make("button", { type: "button", class: "pill stop", onclick: () => this.stopped() }, "Stop");
     this.form.replaceChildren(
-      make("div", { class: "actions" }, this.go, this.halt),
+      make("div", { class: "actions dock" }, this.go, this.halt),
       ...[class_name, num_images, steps, guidance_scale].filter(Boolean).map((field) => field.element),
       sampler,
       seed.element,
@@ -89,8 +89,6 @@ class SettingsForm {
     tell("settings", page.settings);
   }
 }
-
-const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
 
 function guidanceLine(scale) {
   if (scale === 1) return "Off: the class as the network learned it.";

@@ -50,7 +50,7 @@ class Forward {
     this.status = make("p", { class: "stage-status", role: "status" });
     this.transport = new Transport({
       paint: (at) => this.paint(at),
-      words: (at) => (at ? `step ${at} of ${this.film?.total}` : "the noised picture"),
+      words: (at) => (at ? `${this.stepWord()} ${at} of ${this.film?.total}` : "the noised picture"),
       changed: () => this.describe(),
     });
     this.root = make(
@@ -109,21 +109,17 @@ class Forward {
     this.chart.draw(schedule.alpha_bar);
     this.facts = make("dl", { class: "facts" });
     this.sampler = new Choice({ label: "Sampler", options: samplers, value: defaults.sampler, short: true });
-    this.steps = make("input", {
-      type: "number",
-      class: "number",
-      min: 1,
-      max: limits.max_steps,
-      step: 1,
-      value: Math.min(50, limits.max_steps),
-      "aria-label": "Steps of the whole way",
-      title: "Steps of the whole way",
-    });
+    const number = (value, low, high, step) =>
+      make("input", { type: "number", class: "number", min: low, max: high, step, value });
+    this.steps = number(Math.min(50, limits.max_steps), 1, limits.max_steps, 1);
+    this.steps.addEventListener("input", () => this.tellSteps());
+    this.stepsLine = make("p", { class: "line" });
+    this.guidance = names.length ? number(defaults.guidance_scale, 0, limits.max_guidance, 0.1) : null;
     this.seed = new SeedField({ max: limits.max_seed, id: "forward-seed", changed: () => this.refresh() });
     this.class = names.length
       ? make(
           "select",
-          { class: "select", "aria-label": "Class" },
+          { class: "select" },
           names.map((name) => make("option", { value: name }, name)),
         )
       : null;
@@ -148,27 +144,25 @@ class Forward {
         ),
         make(
           "div",
-          { class: "field" },
-          make("label", { for: "forward-t" }, "Timestep ", make("i", {}, "t")),
-          this.number,
-          this.slider,
+          { class: "dock" },
+          make(
+            "div",
+            { class: "field" },
+            make("label", { for: "forward-t" }, "Timestep ", make("i", {}, "t")),
+            this.number,
+            this.slider,
+          ),
+          make(
+            "div",
+            { class: "actions" },
+            make("button", { type: "submit", class: "primary" }, "Denoise from here"),
+            make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"),
+          ),
         ),
         this.chart.element,
         this.facts,
         this.seed.element,
-        make(
-          "div",
-          { class: "field" },
-          make("span", { class: "label" }, "The way back"),
-          this.class,
-          make("div", { class: "row" }, this.sampler.element, this.steps),
-        ),
-        make(
-          "div",
-          { class: "actions" },
-          make("button", { type: "submit", class: "primary" }, "Denoise from here"),
-          make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"),
-        ),
+        this.wayBack(),
       ),
     );
     Object.assign(this, { film: null, run: null });
@@ -177,6 +171,33 @@ class Forward {
     this.transport.reset(1);
     this.hint.hidden = false;
     this.setT(this.t);
+  }
+
+  // How to get back: class, sampler, steps and guidance, each with its name above it.
+  wayBack() {
+    const named = (name, control, ...classes) =>
+      make("label", { class: ["way", ...classes].join(" ") }, make("span", {}, name), control);
+    return make(
+      "fieldset",
+      { class: "field way-back" },
+      make("legend", {}, "The way back"),
+      this.class && named("Class", this.class, "wide"),
+      make("div", { class: "way wide" }, make("span", { "aria-hidden": "true" }, "Sampler"), this.sampler.element),
+      named("Steps for the whole way", this.steps),
+      this.guidance && named("Guidance", this.guidance),
+      this.stepsLine,
+    );
+  }
+
+  // How many of the steps fall on the way from t down, as the server counts them.
+  get stepsBack() {
+    const share = (this.t + 1) / this.timesteps;
+    return Math.min(this.t + 1, Math.max(1, Math.round(Number(this.steps.value) * share)));
+  }
+
+  tellSteps() {
+    const steps = this.stepsBack;
+    this.stepsLine.textContent = `From t = ${this.t} down, ${steps === 1 ? "one of them is" : `${steps} of them are`} left.`;
   }
 
   // ---- the picture and t
@@ -188,7 +209,9 @@ class Forward {
     this.refresh();
   }
 
+  // A picture; one that was made here may also give its settings back.
   async take(file) {
+    if (await holdsSettings(file)) this.offerSettings(file);
     try {
       this.picture = { image: await smallPicture(file) };
     } catch (error) {
@@ -196,6 +219,22 @@ class Forward {
     }
     for (const example of this.examples) example.firstChild.checked = false;
     return this.refresh();
+  }
+
+  async offerSettings(file) {
+    try {
+      const { settings } = await ask("restore", { file: await dataUrl(file) });
+      const run = () => {
+        tell("restore", { settings, run: true });
+        tell("tab", "generate");
+      };
+      tell("notice", {
+        words: "This PNG was made here, and holds the settings of its run.",
+        action: { title: "Restore them", run },
+      });
+    } catch {
+      // settings of a model that is not here, or damaged: it is a picture all the same
+    }
   }
 
   setT(t) {
@@ -208,6 +247,7 @@ class Forward {
       button.setAttribute("aria-current", this.t === Math.round((SHARES[i] / 100) * this.timesteps) - 1),
     );
     this.tellFacts();
+    this.tellSteps();
     this.refresh();
   }
 
@@ -265,7 +305,7 @@ class Forward {
       num_images: 1,
       sampler: this.sampler.value,
       steps: Number(this.steps.value),
-      ...(this.class && { class_name: this.class.value }),
+      ...(this.class && { class_name: this.class.value, guidance_scale: Number(this.guidance.value) }),
     });
   }
 
@@ -296,7 +336,10 @@ class Forward {
       this.transport.reset(value.total);
     }
     this.run = value;
+    const first = this.film.frames[0];
     this.film.add(value.frames);
+    if (first && first !== this.film.frames[0] && this.transport.shown === 0) this.paint(0);
+    if (value.state === "done") fillGaps(value.run, this.film).catch(() => {});
     this.setState(this.stopped && value.state === "running" ? "stopped" : value.state);
     this.transport.arrived(this.film.newest, value.state === "running");
   }
@@ -323,9 +366,20 @@ class Forward {
     if (this.run) this.back.caption.textContent = `back from t = ${this.run.t}`;
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
     if (state === "running") this.status.textContent = "Denoising";
-    if (state === "done")
-      this.status.textContent = `${this.film.total} of the steps made, from t = ${this.run.t} on, in ${seconds(this.run.seconds)}`;
+    if (state === "done") this.status.textContent = this.doneText();
     if (state === "stopped") this.status.textContent = "Stopped";
     if (state === "failed") this.status.textContent = "Failed";
+  }
+  // Some samplers call the network twice a step.
+  stepWord() {
+    const { run, timesteps } = this;
+    const steps = Math.min(run.t + 1, Math.max(1, Math.round((run.steps * (run.t + 1)) / timesteps)));
+    return run.total === steps ? "step" : "call";
+  }
+
+  doneText() {
+    const { run, film } = this;
+    const way = `${film.total} ${this.stepWord()}${film.total === 1 ? "" : "s"} from t = ${run.t} down`;
+    return run.cached ? `Done: ${way}, from memory` : `Done: ${way}, in ${seconds(run.seconds)}`;
   }
 }

@@ -39,6 +39,13 @@ async function smallPicture(file) {
   return canvas.toDataURL("image/png");
 }
 
+// Whether a file is a PNG with settings of a run in it, as far as can be told from its bytes.
+async function holdsSettings(file) {
+  if (file.size > 5e6) return false;
+  const text = new TextDecoder("latin1").decode(await file.arrayBuffer());
+  return text.startsWith("\x89PNG") && text.includes("tEXtddpm_hf\0");
+}
+
 // Files dropped anywhere on the page go to the part that is shown: given(file, tab).
 function watchDrops(given) {
   const has = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");

@@ -57,10 +57,20 @@ class Lens {
   }
 
   key(event) {
+    if (event.key === "Tab" && getComputedStyle(this.element).position === "fixed") return this.stayWithin(event);
     const turn = { ArrowLeft: this.before, ArrowRight: this.after, Escape: this.shut }[event.key];
     if (!turn || turn.disabled) return;
     event.preventDefault();
-    turn.click();
+    return turn.click();
+  }
+
+  // Where it covers the page, the focus must not leave it for what cannot be seen.
+  stayWithin(event) {
+    const buttons = [...this.element.querySelectorAll("button:enabled")].filter((button) => button.offsetParent);
+    const [from, to] = event.shiftKey ? [buttons[0], buttons.at(-1)] : [buttons.at(-1), buttons[0]];
+    if (document.activeElement !== from) return;
+    event.preventDefault();
+    to.focus();
   }
 
   get isOpen() {
@@ -117,13 +127,14 @@ class Lens {
       button.disabled = !frame;
       button.setAttribute("aria-current", i === now);
       const key = `${view} ${index} ${this.run.run}`;
-      if (!frame || this.drawn[i] === key) continue;
+      const drawn = this.drawn[i];
+      if (!frame || (drawn?.key === key && drawn.frame === frame)) continue;
       const sheet = await this.film.picture(frame);
       if (!sheet || this.index !== index) return;
-      this.drawn[i] = key;
+      this.drawn[i] = { key, frame };
       drawImage(button.firstChild, sheet, this.run.tile, view, index);
-      button.lastChild.textContent = `t ${Math.round(frame.t)}`;
-      button.setAttribute("aria-label", `Step ${this.steps[i]}, t = ${Math.round(frame.t)}`);
+      button.lastChild.textContent = frame.t === null ? "end" : `t ${Math.round(frame.t)}`;
+      button.setAttribute("aria-label", `Step ${this.steps[i]}, ${timeText(frame.t)}`);
     }
   }
 

@@ -44,11 +44,13 @@ function start() {
   hear("model", (chosen) => {
     page.description = chosen;
     for (const name of ["form", "compare", "theory", "forward"]) parts[name].build(chosen);
+    makeBackdrop(chosen);
   });
   watchDrops((file) =>
     parts.masthead.tabs.current === "forward" ? parts.forward.take(file) : parts.takeAway.restore(file),
   );
   followLink();
+  makeBackdrop(description);
   document.documentElement.setAttribute("data-ready", "");
   return null;
 }
@@ -97,24 +99,49 @@ async function followLink() {
 }
 
 function makeStage() {
+  const png = make("button", { type: "button", disabled: true, onclick: () => savePng(png) }, "Save PNG");
   const made = new Stage(places.stage.element, {
     label: "Denoising stage",
     empty: ["Every picture starts as noise.", "Press Generate and watch it turn into something."],
-    more(run, index) {
-      const name = run.names[index];
-      tell("restore", { settings: { seed: run.seeds[index], ...(name !== null && { class_name: name }) }, run: true });
-    },
+    more: moreLike,
     picked({ busy, run }) {
       parts.form?.form.toggleAttribute("data-busy", busy);
+      png.disabled = !run;
       tell("run", run);
     },
     painted: (sheet, index) => tell("painted", { sheet, index }),
   });
   const link = make("button", { type: "button", onclick: () => copyLink(link) }, "Copy link");
-  const png = make("button", { type: "button", onclick: () => parts.takeAway.download("png", "") }, "Save PNG");
   const more = make("button", { type: "button", onclick: () => tell("tab", "take-away") }, "More …");
   made.actions.append(link, png, more);
   return made;
+}
+
+// The settings of the run, the class of the image, and the seeds that follow those of the run: pictures not seen yet.
+function moreLike(run, index) {
+  const name = run.names[index];
+  const next = run.seeds.at(-1) + 1;
+  const seed = next > page.description.limits.max_seed ? 0 : next;
+  parts.stage.lens.close();
+  tell("restore", { settings: { ...run.settings, seed, ...(name !== null && { class_name: name }) }, run: true });
+}
+
+// Tells on the button itself how it goes.
+async function savePng(button) {
+  const say = (words, busy) => {
+    button.textContent = words;
+    button.disabled = busy;
+    button.setAttribute("aria-busy", busy);
+  };
+  say("Saving …", true);
+  try {
+    await parts.takeAway.save("png");
+    say("Saved", false);
+  } catch (error) {
+    say("Save PNG", false);
+    tell("notice", error.message);
+  }
+  setTimeout(() => button.textContent === "Saved" && say("Save PNG", false), 1500);
 }
 
 async function copyLink(button) {

@@ -14,7 +14,7 @@ class Masthead {
       },
       description.models.map((model) => make("option", { value: model }, model)),
     );
-    this.notice = make("p", { class: "notice", role: "alert", hidden: true });
+    this.notice = make("div", { class: "notice", role: "alert", hidden: true });
     const bar = make("div", { class: "tabs-bar" });
     element.replaceChildren(
       make("header", {}, make("div", { class: "title" }, make("h1", {}, title), this.picker), this.about),
@@ -26,7 +26,7 @@ class Masthead {
       bar,
       Object.entries(panels).map(([id, words]) => ({ id, title: words })),
     );
-    hear("notice", (words) => this.say(words));
+    hear("notice", (notice) => this.say(notice));
   }
 
   tell(name) {
@@ -37,11 +37,32 @@ class Masthead {
     );
   }
 
-  say(words) {
-    clearTimeout(this.timer);
-    this.notice.textContent = words;
+  // Over the page, so that nothing moves; it stays for as long as somebody points at it or is in it.
+  say(notice) {
+    const { words, action } = typeof notice === "string" ? { words: notice } : notice;
+    const close = () => (this.notice.hidden = true);
+    const later = () => {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(
+        () => (this.notice.matches(":hover, :focus-within") ? later() : close()),
+        action ? 20_000 : 8000,
+      );
+    };
+    const act = () => {
+      close();
+      action.run();
+    };
+    this.notice.replaceChildren(
+      make("p", {}, words),
+      ...(action ? [make("button", { type: "button", class: "pill", onclick: act }, action.title)] : []),
+      make(
+        "button",
+        { type: "button", class: "close", "aria-label": "Close", title: "Close", onclick: close },
+        icon("close"),
+      ),
+    );
     this.notice.hidden = false;
-    this.timer = setTimeout(() => (this.notice.hidden = true), 8000);
+    later();
   }
 
   // Another of the allowed models: the server loads it and says what its controls are.

@@ -32,7 +32,7 @@ const EQUATIONS = (() => {
   const root = (...children) => math("msqrt", ...children);
   const over = (top, bottom) => math("mfrac", top, bottom);
 
-  const bold = (letter) => mi({ x: "𝐱", I: "𝐈", mu: "𝛍", eps: "𝛜" }[letter], "normal");
+  const bold = (letter) => mi({ x: "𝐱", v: "𝐯", I: "𝐈", mu: "𝛍", eps: "𝛜" }[letter], "normal");
   const xt = () => sub(bold("x"), mi("t"));
   const xBefore = () => sub(bold("x"), row(mi("t"), mo("−"), mn(1)));
   const x0 = () => sub(bold("x"), mn(0));
@@ -45,7 +45,9 @@ const EQUATIONS = (() => {
   };
   const normal = (...inside) => row(mi("𝒩", "normal"), mo("("), ...inside, mo(")"));
   const given = (name, what, condition) => row(name, mo("("), what, mo("|"), condition, mo(")"));
-  const epsTheta = () => row(sub(bold("eps"), mi("θ")), mo("("), xt(), mo(","), mi("t"), mo(")"));
+  const ofXt = (letter) => row(sub(bold(letter), mi("θ")), mo("("), xt(), mo(","), mi("t"), mo(")"));
+  const signal = () => root(alphaBar());
+  const noise = () => root(row(mn(1), mo("−"), alphaBar()));
 
   function equation(label, ...children) {
     const node = math("math", row(...children));
@@ -96,30 +98,66 @@ const EQUATIONS = (() => {
         math("msub", mi("𝔼", "normal"), row(x0(), mo(","), bold("eps"))),
         big("["),
         over(
-          sup(beta(), mn(2)),
+          math("msubsup", mi("β"), mi("t"), mn(2)),
           row(mn(2), math("msubsup", mi("σ"), mi("t"), mn(2)), alpha(), mo("("), mn(1), mo("−"), alphaBar(), mo(")")),
         ),
-        sup(
-          row(
-            mo("‖"),
-            bold("eps"),
-            mo("−"),
-            sub(bold("eps"), mi("θ")),
-            mo("("),
-            root(alphaBar()),
-            x0(),
-            mo("+"),
-            root(row(mn(1), mo("−"), alphaBar())),
-            bold("eps"),
-            mo(","),
-            mi("t"),
-            mo(")"),
-            mo("‖"),
-          ),
-          mn(2),
-        ),
+        mo("‖"),
+        bold("eps"),
+        mo("−"),
+        sub(bold("eps"), mi("θ")),
+        mo("("),
+        signal(),
+        x0(),
+        mo("+"),
+        noise(),
+        bold("eps"),
+        mo(","),
+        mi("t"),
+        mo(")"),
+        sup(mo("‖"), mn(2)),
         big("]"),
       ),
+    velocity: () =>
+      equation(
+        "v is the square root of alpha bar t times epsilon, minus the square root of 1 minus alpha bar t times x 0",
+        bold("v"),
+        mo("="),
+        signal(),
+        bold("eps"),
+        mo("−"),
+        noise(),
+        x0(),
+      ),
+    guessFromVelocity: () =>
+      equation(
+        "x 0 hat is the square root of alpha bar t times x t, minus the square root of 1 minus alpha bar t times v theta",
+        sub(hat("x"), mn(0)),
+        mo("="),
+        signal(),
+        xt(),
+        mo("−"),
+        noise(),
+        ofXt("v"),
+      ),
+    noiseFromVelocity: () =>
+      equation(
+        "epsilon theta is the square root of 1 minus alpha bar t times x t, plus the square root of alpha bar t times v theta",
+        ofXt("eps"),
+        mo("="),
+        noise(),
+        xt(),
+        mo("+"),
+        signal(),
+        ofXt("v"),
+      ),
+    noiseFromPicture: () =>
+      equation(
+        "epsilon theta is x t minus the square root of alpha bar t times x theta, divided by the square root of 1 minus alpha bar t",
+        ofXt("eps"),
+        mo("="),
+        over(row(xt(), mo("−"), signal(), ofXt("x")), noise()),
+      ),
+    guessItself: () => equation("x 0 hat is x theta of x t and t", sub(hat("x"), mn(0)), mo("="), ofXt("x")),
     back: () =>
       equation(
         "p theta of x t minus 1 given x t is normal, with mean mu theta of x t and t, and variance sigma t squared",
@@ -153,8 +191,8 @@ const EQUATIONS = (() => {
         big("("),
         xt(),
         mo("−"),
-        over(beta(), root(row(mn(1), mo("−"), alphaBar()))),
-        epsTheta(),
+        over(beta(), noise()),
+        ofXt("eps"),
         big(")"),
       ),
     guess: () =>
@@ -162,28 +200,29 @@ const EQUATIONS = (() => {
         "x 0 hat is x t minus the square root of 1 minus alpha bar t times epsilon theta, divided by the square root of alpha bar t",
         sub(hat("x"), mn(0)),
         mo("="),
-        over(row(xt(), mo("−"), root(row(mn(1), mo("−"), alphaBar())), epsTheta()), root(alphaBar())),
+        over(row(xt(), mo("−"), noise(), ofXt("eps")), signal()),
       ),
-    guidance: () =>
+    // letter: of what the network predicts
+    guidance: (letter) =>
       equation(
-        "epsilon hat is epsilon theta without a class, plus w times the difference of epsilon theta with the class c and without",
-        hat("eps"),
+        `${{ eps: "epsilon" }[letter] ?? letter} hat is the network's guess without a class, plus w times the difference of its guesses with the class c and without`,
+        hat(letter),
         mo("="),
-        sub(bold("eps"), mi("θ")),
+        sub(bold(letter), mi("θ")),
         mo("("),
         xt(),
         mo(")"),
         mo("+"),
         mi("w"),
         mo("("),
-        sub(bold("eps"), mi("θ")),
+        sub(bold(letter), mi("θ")),
         mo("("),
         xt(),
         mo(","),
         mi("c"),
         mo(")"),
         mo("−"),
-        sub(bold("eps"), mi("θ")),
+        sub(bold(letter), mi("θ")),
         mo("("),
         xt(),
         mo(")"),

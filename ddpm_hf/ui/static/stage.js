@@ -1,7 +1,6 @@
 // The stage: a canvas that shows the frames of a run while they arrive. Its value is described in stage.py.
 
 const QUIET_SECONDS = 10; // without news, after which the time left would be a lie
-const EMPTY_TILES = 16;
 
 class Stage {
   // empty: what to say before the first run, [title, line]. more(run, index): "make more
@@ -30,6 +29,10 @@ class Stage {
     this.root.append(top, screen, this.transport.element, foot);
     element.replaceChildren(this.root);
     new ResizeObserver(() => this.redraw()).observe(this.canvas);
+    hear("backdrop", () => {
+      this.redraw();
+      this.describe();
+    });
     this.setView("x_t");
     setInterval(() => this.running && this.describe(), 1000); // a connection that is lost says nothing
   }
@@ -94,9 +97,21 @@ class Stage {
     if (this.stopped && head.state === "running") head.state = "stopped";
     this.run = head;
     this.lastNews = performance.now();
+    const first = this.film.frames[0];
     this.film.add(frames);
     this.setState(head.state);
     this.transport.arrived(this.film.newest, this.running);
+    if (first && first !== this.film.frames[0] && this.transport.shown === 0) this.paint(0);
+    if (head.state === "done") this.complete(this.film);
+  }
+
+  async complete(film) {
+    try {
+      await fillGaps(this.run.run, film);
+    } catch {
+      // the frame before a lost one stands in for it
+    }
+    if (film === this.film) this.describe();
   }
 
   begin(value) {
@@ -168,7 +183,7 @@ class Stage {
 
   redraw() {
     if (this.run && this.sheet) this.draw(this.sheet);
-    else if (!this.run) drawNoise(this.canvas, EMPTY_TILES);
+    else if (!this.run) drawBackdrop(this.canvas);
   }
 
   setView(view) {
@@ -197,8 +212,10 @@ class Stage {
         onblur: point(false),
       });
     };
+    const focused = this.cells.contains(document.activeElement);
     this.cells.replaceChildren(...this.run.seeds.map((_, i) => cell(i)));
     this.layout = null;
+    if (focused) this.cells.firstChild.focus({ preventScroll: true });
   }
 
   putCells(layout) {
@@ -267,8 +284,8 @@ class Stage {
     const t = film.nearest(index)?.t;
     if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined)
       this.progress.textContent = this.imageText(this.pointedAt);
-    else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · t = ${Math.round(t)}`);
-    else this.progress.textContent = "noise";
+    else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · ${timeText(t)}`);
+    else this.progress.textContent = backdrop ? "pictures of the data set, noised" : "noise";
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
     else this.status.textContent = run ? this.timeText() : "";
     this.root.dataset.shown = this.transport.shown;

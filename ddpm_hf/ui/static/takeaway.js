@@ -111,6 +111,7 @@ class TakeAway {
     hear("settings", () => this.refresh());
     hear("painted", () => this.draw());
     hear("shown", () => this.refresh());
+    hear("backdrop", () => this.draw());
     this.refresh();
   }
 
@@ -157,7 +158,7 @@ class TakeAway {
 
   draw() {
     const { run, film, sheet } = this.stage;
-    if (!run || !sheet) return drawNoise(this.canvas, 16);
+    if (!run || !sheet) return drawBackdrop(this.canvas);
     drawTiles(
       this.canvas,
       sheet,
@@ -173,24 +174,28 @@ class TakeAway {
   }
 
   async download(kind, image = this.which.value) {
-    const settings = this.settings;
     const button = this.files.find((file) => file.dataset.kind === kind);
     this.files.forEach((file) => (file.disabled = true));
     this.status.textContent = `Making the ${kind.toUpperCase()} …`;
     try {
-      const { name, type, data } = await ask("export_run", {
-        settings,
-        kind,
-        ...(image !== "" && { image: Number(image) }),
-      });
-      const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
-      save(new Blob([bytes], { type }), name);
-      this.status.textContent = `${name}: ${size(bytes.length)}`;
+      this.status.textContent = await this.save(kind, image);
     } catch (error) {
       this.status.textContent = error.message;
     }
     this.files.forEach((file) => (file.disabled = false));
     button.focus({ preventScroll: true });
+  }
+
+  // Hands a file to the browser and tells its name and size; image: number of one, "" for all.
+  async save(kind, image = "") {
+    const { name, type, data } = await ask("export_run", {
+      settings: this.settings,
+      kind,
+      ...(image !== "" && { image: Number(image) }),
+    });
+    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+    save(new Blob([bytes], { type }), name);
+    return `${name}: ${size(bytes.length)}`;
   }
 
   async copy(text, button) {

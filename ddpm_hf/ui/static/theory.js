@@ -1,5 +1,32 @@
 // How it works: the seed's equations beside pictures that they have just made, each linked to the controls.
 
+// What networks may predict: its letter in the equations, what the training asks for, and how the picture and the noise
+// follow from it.
+const PREDICTIONS = {
+  epsilon: {
+    letter: "eps",
+    asked: null,
+    target: () => [],
+    guess: () => [EQUATIONS.guess()],
+    words: "At every step the guess also says what the finished picture would be.",
+  },
+  v_prediction: {
+    letter: "v",
+    asked:
+      "The network of this page is asked for v, a mix of noise and picture, and its loss is the same in v: that stays a fair question at every t. Picture and noise both follow from it.",
+    target: () => [EQUATIONS.velocity()],
+    guess: () => [EQUATIONS.guessFromVelocity(), EQUATIONS.noiseFromVelocity()],
+    words: "This network guesses v; at every step that says both what the finished picture would be and what is noise.",
+  },
+  sample: {
+    letter: "x",
+    asked: "The network of this page is asked for the picture itself. The noise follows from it.",
+    target: () => [],
+    guess: () => [EQUATIONS.guessItself(), EQUATIONS.noiseFromPicture()],
+    words: "This network guesses the finished picture; what is noise follows from it.",
+  },
+};
+
 class Theory {
   constructor(element, description, { forward, stage }) {
     Object.assign(this, { forward, stage });
@@ -15,7 +42,12 @@ class Theory {
 
   build(description) {
     this.description = description;
-    this.root.replaceChildren(this.noising(), this.training(), this.denoising(), this.steering(), this.card());
+    this.prediction = PREDICTIONS[description.prediction_type] ?? PREDICTIONS.epsilon;
+    this.root.replaceChildren(
+      ...[this.noising(), this.training(), this.denoising(), this.steering(), this.samplers(), this.card()].filter(
+        Boolean,
+      ),
+    );
     if (this.lastT) this.showT(this.lastT);
     if (this.lastNoised) this.showNoised(this.lastNoised);
     this.showRun();
@@ -47,7 +79,7 @@ class Theory {
     return this.section(
       "Forward: a picture disappears",
       [
-        "Every step keeps a little less of the picture and adds a little noise. A thousand small steps add up to one jump, so any x at any t can be had at once.",
+        "Every step keeps a little less of the picture and adds a little noise. All those small steps add up to one jump, so any x at any t can be had at once.",
       ],
       [EQUATIONS.step(), EQUATIONS.product(), EQUATIONS.jump()],
       make(
@@ -69,12 +101,14 @@ class Theory {
 
   training() {
     const { losses } = this.description.card;
+    const { asked, target } = this.prediction;
     return this.section(
       "Training: guess the noise",
       [
         "Take a picture, noise it up to a random t, and ask the network which noise that was. How far it is off is the loss; the weight in front is mostly left out, which trains better pictures.",
+        ...(asked ? [asked] : []),
       ],
-      [EQUATIONS.loss()],
+      [EQUATIONS.loss(), ...target()],
       losses.length > 1
         ? lossChart(losses)
         : make("p", { class: "line" }, "This model brings no record of its training."),
@@ -99,15 +133,16 @@ class Theory {
     return this.section(
       "Backward: take the noise away again",
       [
-        "From pure noise, the network's guess points to where the picture may be. Go a small step there, add a little fresh noise, and look again. At every step the guess also says what the finished picture would be.",
+        "From pure noise, the network's guess points to where the picture may be. Go a small step there, add a little fresh noise, and look again.",
+        this.prediction.words,
       ],
-      [EQUATIONS.back(), EQUATIONS.mean(), EQUATIONS.guess()],
+      [EQUATIONS.back(), EQUATIONS.mean(), ...this.prediction.guess()],
       make(
         "div",
         { class: "pair" },
-        figure(this.pair[0], make("i", {}, "x", make("sub", {}, "t"))),
+        figure(this.pair[0], [make("i", {}, "x", make("sub", {}, "t")), " on its way"]),
         make("b", {}, "→"),
-        figure(this.pair[1], make("i", {}, "x̂", make("sub", {}, "0"))),
+        figure(this.pair[1], [make("i", {}, "x̂", make("sub", {}, "0")), " guessed from it"]),
       ),
       this.stepSlider,
       this.pairWords,
@@ -116,19 +151,25 @@ class Theory {
   }
 
   steering() {
-    const { classes, samplers } = this.description;
+    if (!this.description.classes.length) return null;
     const guide = (scale) =>
       this.link(scale === 1 ? "Guidance off" : `Guidance ${scale}`, () => {
         tell("restore", { settings: { guidance_scale: scale }, run: true });
         tell("tab", "generate");
       });
-    const guidance = classes.length
-      ? [
-          make("p", {}, "A class pulls harder when the guess with it is pushed away from the guess without:"),
-          EQUATIONS.guidance(),
-          make("div", { class: "links" }, [1, 3, 6].map(guide)),
-        ]
-      : [];
+    return this.section(
+      "Guidance: pull towards a class",
+      [
+        "The network has learned to guess with a class and without. Pushing the one guess away from the other pulls the picture towards what is typical of the class, at the price of variety and of a second call of the network.",
+      ],
+      [EQUATIONS.guidance(this.prediction.letter)],
+      make("p", { class: "line" }, "The same seeds, pulled by different weights w:"),
+      make("div", { class: "links" }, [1, 3, 6].map(guide)),
+    );
+  }
+
+  samplers() {
+    const { samplers } = this.description;
     const list = make(
       "dl",
       { class: "samplers" },
@@ -143,7 +184,7 @@ class Theory {
     );
     return make(
       "section",
-      {},
+      { class: "whole" },
       make(
         "div",
         { class: "words" },
@@ -151,14 +192,13 @@ class Theory {
         make(
           "p",
           {},
-          "The seed's sampler walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network.",
+          "The seed's sampler, DDPM, walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network.",
         ),
-        guidance,
       ),
+      list,
       make(
         "div",
-        { class: "figure" },
-        list,
+        { class: "links" },
         this.link("Compare them side by side", () => tell("tab", "compare")),
       ),
     );
@@ -171,18 +211,41 @@ class Theory {
 
   card() {
     const { card, model } = this.description;
-    const table = (caption, rows) =>
+    const table = (caption, rows, columns = []) =>
       make(
         "table",
         {},
         make("caption", {}, caption),
+        columns.length
+          ? make(
+              "thead",
+              {},
+              make(
+                "tr",
+                {},
+                columns.map((name) => make("th", { scope: "col" }, name)),
+              ),
+            )
+          : null,
         make(
           "tbody",
           {},
-          rows.map(([name, value]) =>
-            make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(value))),
+          rows.map(([name, ...values]) =>
+            make(
+              "tr",
+              {},
+              make("th", { scope: "row" }, name),
+              values.map((value) => make("td", {}, String(value))),
+            ),
           ),
         ),
+      );
+    const scores = () =>
+      make(
+        "div",
+        {},
+        table("Scores", card.scores, ["Score", "this model", "real images"]),
+        card.judged && make("p", { class: "line" }, card.judged),
       );
     const page_ = card.url
       ? make("p", {}, make("a", { href: card.url, target: "_blank", rel: "noopener" }, "The model's page on the Hub"))
@@ -197,7 +260,7 @@ class Theory {
         { class: "tables" },
         table("Network and process", card.settings),
         card.scores.length
-          ? table("Scores", card.scores)
+          ? scores()
           : make(
               "p",
               { class: "line" },
@@ -246,8 +309,16 @@ class Theory {
     });
     this.stepSlider.value = index;
     this.stepSlider.style.setProperty("--at", index / film.total);
-    const t = film.nearest(index)?.t;
-    this.pairWords.textContent = `${this.stage.imageText(0)}: ${this.stage.stepText(index)}, t = ${Math.round(t)}`;
+    this.pairWords.textContent = `${this.stage.imageText(0)}: ${this.stage.stepText(index)}, ${this.whereText(film.nearest(index)?.t)}`;
+  }
+
+  // t of the x_t that is shown, and the weights of picture and noise in it, which are those of the equations.
+  whereText(t) {
+    if (t === null) return "finished";
+    if (this.stage.run.settings.model !== this.description.model) return `t = ${Math.round(t)}`;
+    const alphaBar = this.description.schedule.alpha_bar;
+    const level = alphaBar[clamp(Math.round(t), 0, alphaBar.length - 1)];
+    return `t = ${Math.round(t)}, √ᾱ = ${Math.sqrt(level).toFixed(2)}, √(1−ᾱ) = ${Math.sqrt(1 - level).toFixed(2)}`;
   }
 }
 

@@ -74,7 +74,7 @@ function drawImage(canvas, sheet, tile, view, index) {
   canvas.getContext("2d").drawImage(sheet, ...source(sheet, tile, view, index), ...tile, 0, 0, ...tile);
 }
 
-// Noise, always the same, for a stage without a run.
+// Noise, always the same.
 function drawNoise(canvas, count, tile = [16, 16]) {
   const layout = arrange(canvas, count, tile);
   if (layout.room[0] < 2 || layout.room[1] < 2) return layout;
@@ -89,13 +89,82 @@ function drawNoise(canvas, count, tile = [16, 16]) {
 function noiseSheet([width, height], count) {
   const sheet = make("canvas", { width, height: height * count });
   const pixels = sheet.getContext("2d").createImageData(sheet.width, sheet.height);
-  let state = 7;
-  const random = () => (state = (state * 48271) % 2147483647) / 2147483647;
+  const normal = normals();
   for (let i = 0; i < pixels.data.length; i += 4) {
-    const normal = Math.sqrt(-2 * Math.log(random())) * Math.cos(2 * Math.PI * random());
-    pixels.data.fill(127 + 64 * normal, i, i + 3);
+    pixels.data.fill(127 + 64 * normal(), i, i + 3);
     pixels.data[i + 3] = 255;
   }
   sheet.getContext("2d").putImageData(pixels, 0, 0);
   return sheet;
+}
+
+// Normally distributed numbers, always the same.
+function normals() {
+  let state = 7;
+  const random = () => (state = (state * 48271) % 2147483647) / 2147483647;
+  return () => Math.sqrt(-2 * Math.log(random())) * Math.cos(2 * Math.PI * random());
+}
+
+// ---- what a stage shows before its first run: pictures of the data set, from noise (the first tile) to clear (the last)
+
+const BACKDROP = { tiles: 16, longest: 64, clear: 3 }; // longest: pixels of a side; clear: tiles without noise
+let backdrop = null; // { tile, sheet }: the tiles below each other
+
+async function makeBackdrop({ examples, schedule }) {
+  backdrop = null;
+  try {
+    const images = await Promise.all(examples.map(({ src }) => loaded(src)));
+    if (images.length) backdrop = noisedSheet(images, schedule.alpha_bar);
+  } catch {
+    // noise will do
+  }
+  tell("backdrop");
+}
+
+async function loaded(src) {
+  const image = new Image();
+  image.src = src;
+  await image.decode();
+  return image;
+}
+
+// x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon, t falling from tile to tile
+function noisedSheet(images, alphaBar) {
+  const { tiles, longest, clear } = BACKDROP;
+  const { naturalWidth, naturalHeight } = images[0];
+  const scale = Math.min(1, longest / Math.max(naturalWidth, naturalHeight));
+  const tile = [naturalWidth, naturalHeight].map((side) => Math.max(1, Math.round(side * scale)));
+  const sheet = make("canvas", { width: tile[0], height: tile[1] * tiles });
+  const context = sheet.getContext("2d", { willReadFrequently: true });
+  const normal = normals();
+  for (let i = 0; i < tiles; i++) {
+    context.drawImage(images[i % images.length], 0, i * tile[1], ...tile);
+    const left = Math.max(0, 1 - i / (tiles - clear));
+    if (!left) continue;
+    const level = alphaBar[Math.round(0.65 * left * (alphaBar.length - 1))];
+    const pixels = context.getImageData(0, i * tile[1], ...tile);
+    const gray = Array.from(pixels.data).every((value, at) => at % 4 > 1 || value === pixels.data[at + 1]);
+    for (let at = 0; at < pixels.data.length; at += 4) {
+      let epsilon = normal();
+      for (let channel = 0; channel < 3; channel++) {
+        if (channel && !gray) epsilon = normal();
+        const x = Math.sqrt(level) * (pixels.data[at + channel] / 127.5 - 1) + Math.sqrt(1 - level) * epsilon;
+        pixels.data[at + channel] = (x + 1) * 127.5; // rounded and clamped
+      }
+    }
+    context.putImageData(pixels, 0, i * tile[1]);
+  }
+  return { tile, sheet };
+}
+
+function drawBackdrop(canvas) {
+  if (!backdrop) return drawNoise(canvas, BACKDROP.tiles);
+  const { tile, sheet } = backdrop;
+  const layout = arrange(canvas, BACKDROP.tiles, tile);
+  if (layout.room[0] < 2 || layout.room[1] < 2) return layout;
+  const context = clearFor(canvas, layout);
+  for (let i = 0; i < BACKDROP.tiles; i++) {
+    context.drawImage(sheet, 0, i * tile[1], ...tile, ...place(layout, i), layout.width, layout.height);
+  }
+  return layout;
 }
