@@ -1,10 +1,10 @@
 // Compare: two to four samplers from the same noise, in step, each in a lane with its own settings above it.
 
 const LANES = [2, 4];
-// two solvers of one equation, the second of higher order and so nearer to its solution; and one that adds fresh noise
+// few steps against more of the same sampler, which end nearer to all of them; and one that adds fresh noise
 const FIRST_LANES = [
   ["ddim", 10],
-  ["dpm", 10],
+  ["ddim", 50],
   ["dpm-sde", 20],
 ];
 

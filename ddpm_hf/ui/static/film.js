@@ -57,6 +57,8 @@ class Film {
 // A busy browser skips values that follow each other closely, and the frames in them: of a finished run, those that are
 // lacking are asked for.
 async function fillGaps(run, film, lane = 0) {
+  if (film.filling) return;
+  film.filling = true; // once a run: what the server has forgotten it does not find again
   for (let lacking = film.lacking; lacking.length;) {
     const { frames } = await ask("frames", { run, lane, indices: lacking });
     film.add(frames);

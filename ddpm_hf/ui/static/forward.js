@@ -183,7 +183,7 @@ class Forward {
       make("legend", {}, "The way back"),
       this.class && named("Class", this.class, "wide"),
       make("div", { class: "way wide" }, make("span", { "aria-hidden": "true" }, "Sampler"), this.sampler.element),
-      named("Steps for the whole way", this.steps),
+      named("Steps (whole way)", this.steps),
       this.guidance && named("Guidance", this.guidance),
       this.stepsLine,
     );

@@ -106,7 +106,7 @@ function makeStage() {
     more: moreLike,
     picked({ busy, run }) {
       parts.form?.form.toggleAttribute("data-busy", busy);
-      png.disabled = !run;
+      png.disabled = !run || png.ariaBusy === "true";
       tell("run", run);
     },
     painted: (sheet, index) => tell("painted", { sheet, index }),

@@ -92,8 +92,8 @@ const EQUATIONS = (() => {
         mo("="),
         normal(xt(), mo(";"), root(alphaBar()), x0(), mo(","), mo("("), mn(1), mo("−"), alphaBar(), mo(")"), bold("I")),
       ),
-    loss: () =>
-      equation(
+    loss: () => {
+      const node = equation(
         "the expectation over x 0 and epsilon of the squared norm of epsilon minus epsilon theta of x t and t, times a weight",
         math("msub", mi("𝔼", "normal"), row(x0(), mo(","), bold("eps"))),
         big("["),
@@ -116,7 +116,10 @@ const EQUATIONS = (() => {
         mo(")"),
         sup(mo("‖"), mn(2)),
         big("]"),
-      ),
+      );
+      node.classList.add("long"); // needs smaller letters on a phone
+      return node;
+    },
     velocity: () =>
       equation(
         "v is the square root of alpha bar t times epsilon, minus the square root of 1 minus alpha bar t times x 0",
