@@ -66,6 +66,11 @@ def test_every_tab_fits_a_phone(open_page, model):
     for name in TABS:
         open_tab(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    # what noises the picture and takes the noise away again is at hand beside the pictures
+    open_tab(page, "Forward")
+    for control in (page.get_by_role("slider", name="Timestep"), page.get_by_role("button", name="Denoise from here")):
+        box = control.locator("visible=true").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
 
 
 def test_another_model_brings_its_own_controls(open_page):

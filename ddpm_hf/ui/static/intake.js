@@ -43,7 +43,7 @@ async function smallPicture(file) {
 async function holdsSettings(file) {
   if (file.size > 5e6) return false;
   const text = new TextDecoder("latin1").decode(await file.arrayBuffer());
-  return text.startsWith("\x89PNG") && text.includes("tEXtddpm_hf\0");
+  return text.startsWith("PNG", 1) && text.includes("tEXtddpm_hf\0");
 }
 
 // Files dropped anywhere on the page go to the part that is shown: given(file, tab).
