@@ -29,8 +29,8 @@ def describe(engine: Engine, name: str | None = None) -> dict:
 
     Returns:
         {"model", "models": all names, "classes": [{"name", "src": data URL or None}], "examples": as
-        ``example_images``, "limits", "defaults", "samplers": [{"value", "title", "about"}], "schedule": as
-        ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
+        ``example_images``, "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule":
+        as ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
         "losses"}}.
     """
     model = engine.models.get(name)
@@ -55,7 +55,12 @@ def describe(engine: Engine, name: str | None = None) -> dict:
             "guidance_scale": limits.default_guidance,
         },
         "samplers": [
-            {"value": name, "title": sampler.title, "about": _sentence(sampler.about)}
+            {
+                "value": name,
+                "title": sampler.title,
+                "about": _sentence(sampler.about),
+                "fresh_noise": sampler.fresh_noise,
+            }
             for name, sampler in SAMPLERS.items()
         ],
         "schedule": schedule_curve(engine, model.name),

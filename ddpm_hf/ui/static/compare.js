@@ -329,15 +329,16 @@ class Compare {
     const lanes = this.lanes.map(({ sampler, steps, made }) => ({
       title: sampler.title.textContent,
       steps: steps.value,
+      fresh: this.description.samplers.find(({ value }) => value === sampler.value)?.fresh_noise,
       distance: made?.distance ?? null,
     }));
     const most = Math.max(...lanes.map(({ distance }) => distance ?? 0), 1e-6);
-    const line = ({ title, steps, distance }) =>
+    const line = ({ title, steps, fresh, distance }) =>
       make(
         "li",
         {},
         make("span", {}, `${title} · ${steps}`),
-        bar((distance ?? 0) / most),
+        fresh ? make("span", { class: "fresh" }, "adds noise of its own") : bar((distance ?? 0) / most),
         make("b", {}, distance === null ? "–" : distance.toFixed(3)),
       );
     this.chart.replaceChildren(
@@ -351,20 +352,11 @@ class Compare {
     const { reference } = this.run ?? {};
     if (this.state === "measuring" && reference)
       return `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise.`;
-    const measured = this.lanes.some(({ made }) => made && made.distance !== null);
-    if (
-      ["stopped", "failed", "done"].includes(this.state) &&
-      this.run &&
-      !measured &&
-      this.lanes.some(({ made }) => made)
-    )
-      return this.state === "failed"
-        ? "Failed before the distances were measured."
-        : "Stopped before the distances were measured.";
-    return (
-      "Root mean square over the pixels, from 0 to 1, to what DDIM makes with every step from the same noise. Those that " +
-      "are deterministic come near it; fresh noise leads to other pictures, no worse for being far."
-    );
+    const shown = this.run && this.lanes.some(({ made }) => made);
+    if (shown && this.state === "done" && reference?.note) return reference.note;
+    if (shown && ["stopped", "failed", "done"].includes(this.state))
+      return `${this.state === "failed" ? "Failed" : "Stopped"} before the distances were measured.`;
+    return "Root mean square over the pixels, from 0 to 1, to what DDIM makes with every step from the same noise.";
   }
 
   // ---- words
