@@ -31,6 +31,7 @@ BASE = {
 }
 # settings that change what a step costs
 NETWORK = {"block_out_channels", "attention_levels", "residual", "normalize_input", "train_batch_size"}
+CHOSEN = {"attention_levels": [2], "prediction_type": "v_prediction"}
 VARIANTS = {
     "base": {},
     "seed's block": {"residual": False, "normalize_input": True},
@@ -40,10 +41,14 @@ VARIANTS = {
     "narrow": {"block_out_channels": [24, 48, 96, 192], "attention_levels": [2, 3]},
     "v-prediction": {"prediction_type": "v_prediction"},
     "min-SNR": {"loss_type": "min_snr"},
-    "learning rate 2e-3": {"learning_rate": 2e-3},
-    "learning rate 5e-4": {"learning_rate": 5e-4},
-    "batch 32": {"train_batch_size": 32},
-    "batch 128": {"train_batch_size": 128},
+    # what the first round chose, and what was tried on top of it
+    "chosen": CHOSEN,
+    "chosen, min-SNR": {**CHOSEN, "loss_type": "min_snr"},
+    "chosen, learning rate 2e-3": {**CHOSEN, "learning_rate": 2e-3},
+    "chosen, learning rate 5e-4": {**CHOSEN, "learning_rate": 5e-4},
+    "chosen, batch 32": {**CHOSEN, "train_batch_size": 32},
+    "chosen, batch 128": {**CHOSEN, "train_batch_size": 128},
+    "chosen, short average": {**CHOSEN, "ema_max_decay": 0.99},
 }
 
 
@@ -75,15 +80,18 @@ def evaluate(run: Path, dataset: str, num_images: int, steps: int) -> dict:
 
 
 def probe(settings: dict, done: list[dict], dataset: str, folder: Path) -> float:
-    """Images a second, measured, or where the network is the base's, what was measured for that."""
-    if not settings.keys() & NETWORK:
-        for line in done:
-            if line["variant"] == "base":
-                return line["images_per_second"]
+    """Images a second: what was measured for a variant of the same network and batch, or measured now."""
+    for line in done:
+        if _costs(VARIANTS[line["variant"]]) == _costs(settings):
+            return line["images_per_second"]
     train(dataset, settings, PROBE_STEPS, folder)
     rate = images_per_second(folder)
     shutil.rmtree(folder)
     return rate
+
+
+def _costs(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name in NETWORK}
 
 
 def run_variant(name: str, options, done: list[dict]) -> dict:
@@ -99,10 +107,10 @@ def run_variant(name: str, options, done: list[dict]) -> dict:
 
 
 def print_table(lines: list[dict]):
-    print(f"\n{'variant':22}{'images':>9}{'img/s':>7}{'FID':>8}{'prec.':>7}{'recall':>8}{'accuracy':>10}")
+    print(f"\n{'variant':28}{'images':>9}{'img/s':>7}{'FID':>8}{'prec.':>7}{'recall':>8}{'accuracy':>10}")
     for line in sorted(lines, key=lambda line: line["fid"]):
         print(
-            f"{line['variant']:22}{line['images']:9,}{line['images_per_second']:7.1f}{line['fid']:8.2f}"
+            f"{line['variant']:28}{line['images']:9,}{line['images_per_second']:7.1f}{line['fid']:8.2f}"
             f"{line['precision']:7.3f}{line['recall']:8.3f}{line['label_accuracy']:10.3f}"
         )
 
