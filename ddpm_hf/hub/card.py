@@ -221,14 +221,17 @@ def _evaluation(report: dict) -> dict:
     """Scores beside those of real images, and the protocol, of a report of ``evaluate``; {} if there is none."""
     if not report:
         return {}
-    scores, floor = report["scores"], report.get("floor", {})
+    scores, floor, memorisation = (
+        {name: value for name, value in report.get(part, {}).items() if is_finite(value)}
+        for part in ("scores", "floor", "memorisation")
+    )
     rows = {
         name: {"title": METRICS[name][1], "value": scores[name], "real": floor.get(name)}
         for name in METRICS
-        if is_finite(scores.get(name))
+        if name in scores
     }
     protocol = {name: without_paths(v) if isinstance(v, str) else v for name, v in report["protocol"].items()}
-    rest = {"memorisation": report.get("memorisation", {}), "findings": report.get("findings", [])}
+    rest = {"memorisation": memorisation, "findings": report.get("findings", [])}
     return {"rows": rows, "protocol": protocol, **rest} if rows else {}
 
 

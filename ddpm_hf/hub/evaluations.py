@@ -92,7 +92,10 @@ TEXTS = ("features", "dataset", "sampler", "command", DIGEST)
 
 def is_finite(value) -> bool:
     """Whether it is a number that can be shown."""
-    return _is_number(value) and math.isfinite(value)
+    try:
+        return _is_number(value) and math.isfinite(value)
+    except OverflowError:  # JSON has whole numbers of any size
+        return False
 
 
 def _read(path: Path) -> tuple[dict, str | None]:

@@ -109,6 +109,7 @@ def test_an_older_report_says_that_it_may_be_of_others(hub, tmp_path, capfd):
         (json.dumps({**EVALUATION, "protocol": {"reference_images": 1}}), "protocol.num_images is no number of images"),
         (signed(Path("."), num_images="100"), "protocol.num_images is no number of images"),
         (signed(Path("."), num_images=float("inf")), "protocol.num_images is no number of images"),
+        (signed(Path("."), reference_images=10**400), "protocol.reference_images is no number of images"),
         (signed(Path("."), features=None), "protocol.features is no text"),
         (signed(Path("."), command=[1], weights_sha256=""), "protocol.command is no text"),
     ],
@@ -126,12 +127,13 @@ def test_what_is_no_report_is_left_out_and_named(tmp_path, text, said):
 @ONE_STORAGE
 def test_scores_that_are_not_finite_are_left_out(hub, tmp_path):
     run = a_run(tmp_path / "run")
-    scores = {"fid": float("nan"), "kid": float("inf"), "precision": 0.5}
-    (run / "evaluation.json").write_text(json.dumps({**EVALUATION, "scores": scores, "floor": {"precision": None}}))
+    scores = {"fid": float("nan"), "kid": float("inf"), "precision": 0.5, "recall": 10**400}
+    rest = {"floor": {"precision": float("nan")}, "memorisation": {"ratio": float("inf")}}
+    (run / "evaluation.json").write_text(json.dumps({**EVALUATION, "scores": scores, **rest}))
     push(run, "alice/m", quiet=True)
     card = card_of(hub)
     assert card.data.metrics == ["precision"] and "| Precision | 0.5000 |  |" in card.text
-    assert not [word for word in ("| FID", "| KID", "nan", "| inf") if word in card.text]
+    assert not [word for word in ("| FID", "| KID", "| Recall", "nan", "| inf", "inf times") if word in card.text]
 
 
 @ONE_STORAGE
