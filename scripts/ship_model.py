@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from ddpm_hf.errors import Parser, UserError, run_command
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub.card import card_values, render_card
@@ -29,7 +31,7 @@ from scripts.settings_table import README, between
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "pretrained" / "fashion_mnist_small"
-LICENCES = ("apache-2.0", "mit")  # of the weights, and of Fashion-MNIST
+LICENCES = {"hub_license": "apache-2.0", "dataset_license": "mit"}  # of the weights, and of Fashion-MNIST
 SETTINGS = ("--scheduler", DEFAULT_SAMPLER, "--steps", DEFAULT_STEPS, "--guidance-scale", DEFAULT_GUIDANCE)
 START, END = "<!-- scores -->", "<!-- /scores -->"
 REPRODUCED = 1000  # images that the tests make again
@@ -73,6 +75,10 @@ def keep_record(run: Path):
         for name in ("config.yaml", "metrics.jsonl", "loss.png"):
             if name in files:
                 shutil.copyfile(files[name], MODEL / name)
+    config = MODEL / "config.yaml"
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings |= {name: settings.get(name) or licence for name, licence in LICENCES.items()}
+    config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if (run / "facts.json").is_file():
         facts = json.loads((run / "facts.json").read_text())
         facts = {name: without_paths(str(value)) for name, value in facts.items()}
@@ -89,7 +95,8 @@ def write_card():
 def card_text() -> str:
     """The card of the model as it lies here; a push writes it anew, for its repository."""
     contents = contents_of(MODEL)
-    return render_card(card_values(contents, *LICENCES), MODEL.relative_to(ROOT).as_posix())
+    licences = [contents.settings.get(name) for name in LICENCES]
+    return render_card(card_values(contents, *licences), MODEL.relative_to(ROOT).as_posix())
 
 
 # ---- the README's table

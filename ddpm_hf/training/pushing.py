@@ -187,18 +187,20 @@ class Pushes:
     def _how_to_finish(self, push: _Push, does: str) -> str:
         """The command that does what ``push`` did not: of its checkpoint, as long as that is kept."""
         if not push.checkpoint:
-            return f"{self._command()} {does}"
+            return f"{self._command(push.step)} {does}"
         if push.step in [step_of(folder) for folder in checkpoints_of(self._run)]:
-            return f"{self._command(push.step)} {does}, as long as its checkpoint is kept"
+            return f"{self._command(push.step, checkpoint=True)} {does}, as long as its checkpoint is kept"
         return f"{self._command()} pushes the newest, for that checkpoint is gone"
 
-    def _command(self, step: int | None = None) -> str:
-        """The command that pushes the run, or the checkpoint of ``step`` as the run would have."""
+    def _command(self, step: int | None = None, checkpoint: bool = False) -> str:
+        """The command that pushes the run as it would have done itself: its end, or the checkpoint of ``step``."""
         config = self._config
         words = ["python", "-m", "ddpm_hf", "push", config.output_dir, "--repo-id", config.hub_model_id]
         words += ["--private"] * config.hub_private_repo
-        if step is not None:
-            words += ["--checkpoint", str(step)] + ["--tag", f"step-{step}"] * config.hub_tag_steps
+        if checkpoint:
+            words += ["--checkpoint", str(step)]
         elif config.hub_strategy == "best":
             words += ["--checkpoint", "best"]
+        if step is not None and config.hub_tag_steps:
+            words += ["--tag", f"step-{step}"]
         return f"`{shlex.join(words)}`"

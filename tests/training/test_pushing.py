@@ -144,6 +144,10 @@ def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, c
     pushes.push(8, {}, checkpoint=True)
     newest = f"`python -m ddpm_hf push {folder} --repo-id alice/run` pushes the newest, for that checkpoint is gone."
     assert capsys.readouterr().out.endswith(f"{newest}\n")
+    (folder / "pipeline/model_index.json").unlink()
+    pushes.push(12, {}, checkpoint=False)
+    end = f"`python -m ddpm_hf push {folder} --repo-id alice/run --tag step-12` pushes it."
+    assert capsys.readouterr().out.endswith(f"{end}\n")
 
 
 @one_storage
