@@ -75,10 +75,10 @@ def keep_record(run: Path):
         for name in ("config.yaml", "metrics.jsonl", "loss.png"):
             if name in files:
                 shutil.copyfile(files[name], MODEL / name)
-    config = MODEL / "config.yaml"
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings |= {name: settings.get(name) or licence for name, licence in LICENCES.items()}
-    config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if (config := MODEL / "config.yaml").is_file():
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings |= {name: settings.get(name) or licence for name, licence in LICENCES.items()}
+        config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if (run / "facts.json").is_file():
         facts = json.loads((run / "facts.json").read_text())
         facts = {name: without_paths(str(value)) for name, value in facts.items()}
@@ -95,7 +95,7 @@ def write_card():
 def card_text() -> str:
     """The card of the model as it lies here; a push writes it anew, for its repository."""
     contents = contents_of(MODEL)
-    licences = [contents.settings.get(name) for name in LICENCES]
+    licences = [contents.settings.get(name) or licence for name, licence in LICENCES.items()]
     return render_card(card_values(contents, *licences), MODEL.relative_to(ROOT).as_posix())
 
 

@@ -150,6 +150,7 @@ def test_a_checkpoint_has_its_own_scores_and_time(hub, tmp_path, capfd):
             (part / "state.json").write_text(json.dumps({"progress": {"step": step, "wall_seconds": 3.6 * step}}))
 
         write_checkpoint(run / "checkpoints" / f"step-{step}", write)
+    export_pipeline(run / "pipeline", tiny_pipeline())  # its end, written last
     last, first = run / "checkpoints" / "step-1200", run / "checkpoints" / "step-600"
     (run / "metrics.jsonl").write_text('{"step": 600, "loss": 0.5}\n{"step": 1200, "loss": 0.25}\n')
 
