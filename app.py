@@ -1,6 +1,7 @@
 """The Space's entry: ``python app.py [--model PATH_OR_ID] [--port P]`` serves the page for one model."""
 
 import argparse
+import atexit
 import contextlib
 import functools
 import os
@@ -108,17 +109,31 @@ def _serve(arguments: argparse.Namespace):
 
 def _end(page, engine, gate):
     """Refuse new jobs, end the runs, tell those who watch them, close the server: within ``END_SECONDS``."""
-    os_exit = threading.Timer(END_SECONDS, os._exit, [0])  # in a step that takes longer than that
-    os_exit.daemon = True
-    os_exit.start()
+    last_resort = threading.Timer(END_SECONDS, _give_up)  # in a step that takes longer than that
+    last_resort.daemon = True
+    last_resort.start()
     gate.close()
     engine.close()
     told = time.monotonic() + GOODBYE_SECONDS
     while gate.queue.jobs() and time.monotonic() < told:
         time.sleep(0.05)
     page.close(verbose=False)
-    os_exit.cancel()
+    last_resort.cancel()
+
+
+def _give_up():
+    print(f"something did not end within {END_SECONDS:g} s; leaving all the same", flush=True)
+    os._exit(0)
+
+
+def leave(status: int):
+    """End the process, with all that asked to be told of it, but without Python taking apart what is in memory: with
+    torch that takes seconds, during which a server that was asked to stop seems to hang."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

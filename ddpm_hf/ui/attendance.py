@@ -14,7 +14,7 @@ from gradio.queueing import Event, Queue
 from gradio.server_messages import ProcessCompletedMessage, ProcessGeneratingMessage
 
 from ddpm_hf.ui.journal import Journal
-from ddpm_hf.ui.limits import MAX_JOBS, MAX_JOBS_OF_ADDRESS, MAX_JOBS_OF_SESSION
+from ddpm_hf.ui.limits import MAX_JOBS, MAX_JOBS_OF_ADDRESS, MAX_JOBS_OF_SESSION, STOPPED
 
 UNREAD_SECONDS = 30.0  # how long a job waits for its reader
 SCARCE_SECONDS = 3.0  # ... when the queue is full
@@ -108,7 +108,7 @@ class AttendedQueue(Queue):
         if isinstance(event_message, ProcessGeneratingMessage) and getattr(event, "first", 0) is None:
             event.first = time.monotonic() - event.enqueue_time
         if isinstance(event_message, ProcessCompletedMessage):
-            event.outcome = ("done", None) if event_message.success else _refusal(event_message.output)
+            event.outcome = _outcome(event_message)
         super().send_message(event, event_message)
 
     async def process_events(self, events, batch, begin_time, fn):
@@ -175,9 +175,23 @@ class AttendedQueue(Queue):
         )
 
 
-def _refusal(output: dict) -> tuple[str, str | None]:
-    message = output.get("error") if isinstance(output, dict) else None
-    return ("refused", message) if isinstance(message, str) else ("failed", None)
+def _outcome(completed: ProcessCompletedMessage) -> tuple[str, str | None]:
+    """What the log calls the end of a job, and the line that its visitor got instead of an answer."""
+    output = completed.output if isinstance(completed.output, dict) else {}
+    if completed.success:
+        return ("stopped" if any(map(_says_stopped, output.get("data") or ())) else "done"), None
+    message = output.get("error")
+    if not isinstance(message, str):
+        return "failed", None
+    return ("stopped", None) if message.lower() == STOPPED.lower() else ("refused", message)
+
+
+def _says_stopped(value) -> bool:
+    """Whether a page's last value, or its difference to the one before (a list of [action, path, value]), does."""
+    if isinstance(value, dict):
+        return value.get("state") == "stopped"
+    changes = value if isinstance(value, list) else ()
+    return any(change[1:] == [["state"], "stopped"] for change in changes if isinstance(change, list))
 
 
 def _named_values(event: Event) -> dict:

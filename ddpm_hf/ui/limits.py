@@ -26,6 +26,7 @@ COMPARED_LANES = (2, 4)
 DEFAULT_COMPARED = 4
 MAX_COMPARED = 8
 ANY_CLASS = "any"
+STOPPED = "the run was stopped."  # what a visitor is told whose run somebody else ended
 _OWN = object()  # the model's own default
 
 

@@ -19,7 +19,7 @@ from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.ui.cache import MAX_BYTES, Cache
 from ddpm_hf.ui.files import as_base64, described_images, png_file, settings_values
 from ddpm_hf.ui.jobs import MAX_WAIT_SECONDS, Job, Task, Worker, film_of
-from ddpm_hf.ui.limits import Limits, Settings, request_of
+from ddpm_hf.ui.limits import STOPPED, Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
 from ddpm_hf.ui.queue import Turns
 from ddpm_hf.ui.tasks import Frame, Generation
@@ -196,7 +196,7 @@ async def finished(engine: Engine, task: Task, model: Model, session: str = "") 
 def raise_if_failed(job: Job):
     """Raises gr.Error for an ended job without a result."""
     if job.state != "done":
-        raise visible_error(job.error or "the run was stopped.")
+        raise visible_error(job.error or STOPPED)
 
 
 def waiting_words(engine: Engine, job: Job) -> str:

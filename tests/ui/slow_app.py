@@ -19,4 +19,4 @@ def load_slow(*arguments, **options):
 
 if __name__ == "__main__":
     hub.load_allowed = load_slow
-    sys.exit(app.main(sys.argv[1:]))
+    app.leave(app.main(sys.argv[1:]))

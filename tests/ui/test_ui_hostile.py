@@ -351,7 +351,9 @@ def test_sigterm_in_the_middle_of_everything(tmp_path):
         said = [message for message in stream if message["msg"] != "heartbeat"]
         assert server.process.wait(30) == 0
         assert waiting == [200] * 3 and said[-1]["msg"] in ("process_completed", "close_stream", "unexpected_error")
-        assert [entry["request"] for entry in entries(server)][:1] == [event]
+        ends = [(entry["request"], entry["outcome"]) for entry in entries(server)]
+        assert ends[:1] == [(event, "stopped")]
+        assert "leaving all the same" not in "".join(server.log)
         assert "Traceback" not in "".join(server.log)
         half.close()
     finally:
