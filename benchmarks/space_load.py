@@ -11,6 +11,7 @@ files, or grows by more than 5 %.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -80,7 +81,18 @@ class App:
 
     def files(self) -> int:
         """How many visitors have left on the disk."""
-        return sum(path.is_file() for path in self.scratch.rglob("*"))
+        return len(self._sizes())
+
+    def file_bytes(self) -> int:
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        sizes = []
+        for path in self.scratch.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # swept in between
+                if path.is_file():
+                    sizes.append(path.stat().st_size)
+        return sizes
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -210,10 +222,11 @@ def _measure(app: App, minutes: float, clients: int, honest: int) -> dict:
     ]
     for thread in threads:
         thread.start()
-    memory, descriptors = [], []
+    memory, descriptors, files_on_the_way = [], [], []
     while time.monotonic() < end and app.process.poll() is None:
         memory.append(app.memory)
         descriptors.append(app.descriptors)
+        files_on_the_way.append((app.files(), app.file_bytes()))
         time.sleep(min(2.0, 60 * minutes / 30))
     for thread in threads:
         thread.join(90)
@@ -246,6 +259,8 @@ def _measure(app: App, minutes: float, clients: int, honest: int) -> dict:
         "memory": memory,
         "growth": growth(memory),
         "descriptors": (descriptors[0], descriptors[-1]) if descriptors else (0, 0),
+        "files_on_the_way": files_on_the_way,
+        "uploads": uploads,
         "files": files if not uploads else 0 if files <= uploads else files - uploads,
     }
 
@@ -267,6 +282,18 @@ def growth(memory: list[float]) -> float:
         sorted(part)[len(part) // 2] for part in (memory[quarter : 2 * quarter] or memory, memory[-quarter:])
     )
     return last / second - 1
+
+
+def on_disk(samples: list[tuple[int, int]], uploads: int) -> str:
+    """How (number, bytes) of files went, in words."""
+    if not samples:
+        return "none seen"
+    (first, _), (last, size) = samples[0], samples[-1]
+    most, largest = (max(column) for column in zip(*samples))
+    return (
+        f"{first} at first, {last} at last ({size / 1e3:.0f} kB), at most {most} ({largest / 1e3:.0f} kB); "
+        f"{uploads} were uploaded"
+    )
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -305,7 +332,8 @@ def report(result: dict):
         ("memory", f"{result['memory'][0]:.0f} MB at first, {result['memory'][-1]:.0f} MB at last, "
                    f"{result['growth']:+.1%} from the second quarter to the last"),
         ("open descriptors", "{} at first, {} at last".format(*result["descriptors"])),
-        ("files left", f"{result['files']}"),
+        ("files during the run", on_disk(result["files_on_the_way"], result["uploads"])),
+        ("files left", f"{result['files']}, those aside that were uploaded and wait for being swept"),
         ("jobs by outcome", ", ".join(f"{name} {count}" for name, count in sorted(result["jobs"].items()))),
     ]  # fmt: skip
     width = max(len(name) for name, _ in lines)

@@ -37,6 +37,24 @@ def make_grid(
     return grid
 
 
+def split_grid(grid: Image.Image, size: tuple[int, int], *, scale: int = 2, gap: int = 2) -> list[list[Image.Image]]:
+    """The rows of images, ``size`` (width, height) each, that ``make_grid`` made ``grid`` of; [] if it did not.
+
+    A place at the end that was left empty is a white image.
+    """
+    width, height = (side * scale + gap for side in size)
+    columns, rows = (grid.width + gap) // width, (grid.height + gap) // height
+    if not columns or not rows:
+        return []
+    corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
+    boxes = [(x, y, x + width - gap, y + height - gap) for x, y in corners]
+    images = [grid.crop(box).resize(size, Image.Resampling.NEAREST) for box in boxes]
+    again = make_grid(images, columns, scale=scale, gap=gap)
+    if again.size != grid.size or again.tobytes() != grid.tobytes():
+        return []
+    return [images[first : first + columns] for first in range(0, len(images), columns)]
+
+
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Images of modes "L" or "RGB" from uint8 (N, C, H, W)."""
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)

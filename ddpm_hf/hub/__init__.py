@@ -10,6 +10,7 @@ _HOME_OF = {
     "as_stock": "export",
     "deploy_space": "space",
     "export_pipeline": "export",
+    "fetch_newest_samples": "fetching",
     "is_replaceable": "export",
     "load_allowed": "trusted",
     "load_pipeline": "loading",

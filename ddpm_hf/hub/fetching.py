@@ -4,6 +4,7 @@ Code that comes with a model is fetched too, so that it can be read; nothing her
 """
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,27 @@ def fetch(
         if cached is None or not is_passing(error):
             raise refusal(error, repo_id, revision, limits) from None
     return Path(cached)
+
+
+def fetch_newest_samples(repo_id: str, commit: str, max_bytes: int, limits: Limits = LIMITS) -> bool:
+    """Put the newest grid of ``samples/`` beside a model in the cache. False without one, or if it cannot be had now.
+
+    Args:
+        commit: the name of the folder that ``fetch`` returned.
+        max_bytes: of the file; a larger one is left where it is.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        info = HfApi().model_info(repo_id, revision=commit, files_metadata=True, timeout=limits.silence)
+        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        grids = sorted(name for name in sizes if re.fullmatch(r"samples/step-\d+\.png", name))
+        if not grids or not 0 < (sizes[grids[-1]] or 0) <= max_bytes:
+            return False
+        hf_hub_download(repo_id, grids[-1], revision=commit)
+    except Exception:  # as above; a model is as good without them
+        return False
+    return True
 
 
 def _is_whole(folder: Path, variant: str | None) -> bool:

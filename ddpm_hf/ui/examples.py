@@ -1,18 +1,32 @@
-"""Small real pictures of each class, for the class picker and for the forward process."""
+"""Small pictures of each class, for the class picker and for the forward process.
+
+Of the embedded model they are real ones. Of another model they are its own: the first row of the newest grid that its
+trainer left in ``samples/``, whose columns are classes.
+"""
 
 import functools
 import io
 import json
+import re
+import weakref
 from pathlib import Path
 
 from PIL import Image
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.figures import split_grid
+from ddpm_hf.hub import fetch_newest_samples
+from ddpm_hf.ui import intake
 from ddpm_hf.ui.frames import data_url
 from ddpm_hf.ui.models import Model
 
 # What the embedded model was trained on, one file of a few pictures of each class
 EMBEDDED_EXAMPLES = Path(__file__).resolve().parent.parent.parent / "data" / "fashion_mnist_tiny.parquet"
+
+MAX_GRID_SIDE = 8192  # pixels
+WITHOUT_CLASSES = 8  # pictures of a model that knows no classes
+
+_known: weakref.WeakKeyDictionary[Model, list] = weakref.WeakKeyDictionary()
 
 
 def example_images(engine, model: str | None = None) -> list[dict]:
@@ -41,7 +55,44 @@ def example_picture(model: Model, number) -> Image.Image:
 
 def _examples(model: Model) -> list[tuple[int | None, Image.Image]]:
     names, pictures = _embedded_examples()
-    return list(pictures) if names == model.limits.classes else []
+    if names and names == model.limits.classes:
+        return list(pictures)
+    if model not in _known:
+        _known[model] = _of_samples(model)
+    return _known[model]
+
+
+def _of_samples(model: Model) -> list[tuple[int | None, Image.Image]]:
+    """(label, picture) of each class, from the newest grid of samples; [] without one, or of another layout."""
+    grid = _newest_grid(model)
+    rows = [] if grid is None else split_grid(grid, model.image_size)
+    if not rows:
+        return []
+    classes = len(model.limits.classes)
+    if not classes:
+        return [(None, picture) for picture in rows[0][:WITHOUT_CLASSES]]
+    return list(enumerate(rows[0][:classes])) if len(rows[0]) % classes == 0 else []
+
+
+def _newest_grid(model: Model) -> Image.Image | None:
+    """The picture, if there is one and it is a sound one."""
+    folder = model.folder
+    if folder is None:
+        return None
+    grids = _grids(folder)
+    if not grids and model.source and not Path(model.source).is_dir():
+        fetch_newest_samples(model.source, folder.name, intake.MAX_FILE_BYTES)
+        grids = _grids(folder)
+    try:
+        if not grids or grids[-1].stat().st_size > intake.MAX_FILE_BYTES:
+            return None
+        return intake.picture(grids[-1].read_bytes(), max_side=MAX_GRID_SIDE).convert(model.mode)
+    except (OSError, UserError):
+        return None
+
+
+def _grids(folder: Path) -> list[Path]:
+    return [path for path in sorted((folder / "samples").glob("step-*.png")) if re.fullmatch(r"step-\d+", path.stem)]
 
 
 @functools.cache

@@ -26,7 +26,7 @@ _WANTED = "send a PNG, JPEG, WebP, GIF or BMP file."
 _decoding = threading.Lock()
 
 
-def picture(source) -> Image.Image:
+def picture(source, *, max_side: int = MAX_SIDE) -> Image.Image:
     """A visitor's picture: of an animation the first frame, upright, what is transparent on white.
 
     It takes up to half a second, so call it in a thread. Nothing but the pixels is kept: no EXIF, no profile.
@@ -34,16 +34,17 @@ def picture(source) -> Image.Image:
     Args:
         source: what came over the wire: the bytes of a file; a data URL; or a file that was uploaded to Gradio, as its
             path or as the dict that stands for it.
+        max_side: pixels; a larger picture is made smaller.
 
     Returns:
-        An "L" or "RGB" image, of gray files the former, whose sides are from 2 to ``MAX_SIDE`` pixels.
+        An "L" or "RGB" image, of gray files the former, whose sides are from 2 to ``max_side`` pixels.
 
     Raises:
         UserError: for anything else than a whole picture within the limits.
     """
     content = read(source)
     with _decoding:
-        return _decode(content)
+        return _decode(content, max_side)
 
 
 def note(source, key: str) -> str | None:
@@ -141,17 +142,17 @@ def _smaller() -> str:
     return f"at most {MAX_PIXELS // 10**6} million are allowed, make it smaller."
 
 
-def _decode(content: bytes) -> Image.Image:
+def _decode(content: bytes, max_side: int) -> Image.Image:
     image = _open(content)
     kind = FORMATS[image.format]
     if image.format == "JPEG":
         if content.count(b"\xff\xda") > MAX_SCANS:
             raise UserError("the picture is a JPEG of too many scans: save it again, as a usual JPEG or a PNG.")
-        image.draft(None, (MAX_SIDE, MAX_SIDE))  # a large one is decoded at a fraction of its size
+        image.draft(None, (max_side, max_side))  # a large one is decoded at a fraction of its size
     try:
         image.load()
         _turn_upright(image)
-        image = _shrunk(image)
+        image = _shrunk(image, max_side)
         image = to_mode(image, "L" if is_gray(image) else "RGB")
     except BadImage as error:
         raise UserError(f"the picture {error}.") from None
@@ -165,18 +166,18 @@ def _turn_upright(image: Image.Image):
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
-    """At most ``MAX_SIDE`` wide and high, and at least 2: a long thin picture is cut, not squeezed to a line."""
-    if max(image.size) <= MAX_SIDE:
+def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
+    """At most ``max_side`` wide and high, and at least 2: a long thin picture is cut, not squeezed to a line."""
+    if max(image.size) <= max_side:
         return image
     if "transparency" in image.info or image.mode == "PA":
         image = image.convert("RGBA")
     elif image.mode in ("P", "1"):  # entries of a palette cannot be averaged
         image = image.convert("RGB" if image.mode == "P" else "L")
-    scale = min(1, max(MAX_SIDE / max(image.size), 2 / min(image.size)))
+    scale = min(1, max(max_side / max(image.size), 2 / min(image.size)))
     width, height = (max(2, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BOX)
-    return image.crop((0, 0, min(width, MAX_SIDE), min(height, MAX_SIDE)))
+    return image.crop((0, 0, min(width, max_side), min(height, max_side)))
 
 
 def _pixels_only(image: Image.Image) -> Image.Image:

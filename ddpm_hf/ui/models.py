@@ -4,6 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.hub import public_name
@@ -45,6 +46,14 @@ class Model:
         self.name, self.pipeline, self.source = name, pipeline, source
         self.limits = Limits.of(pipeline)
         self.num_bytes = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files are: its own folder or, of a model of the Hub, that of the commit in the cache."""
+        if self.source is not None and Path(self.source).is_dir():
+            return Path(self.source)
+        origin = self.pipeline.unet.config.get("_name_or_path")
+        return Path(origin).parent if origin else None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from app_server import tiny_pipeline
+from huggingface_hub import HfApi
 from PIL import Image
 from test_ui_frames import decoded
 from test_ui_runs import drain
 
+from ddpm_hf.figures import class_columns, make_grid
+from ddpm_hf.hub import export_pipeline, load_pipeline
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
 from ddpm_hf.sampling import with_sampler
 from ddpm_hf.scheduler import MyDDPMScheduler
@@ -215,6 +218,73 @@ def test_examples_are_for_the_models_that_know_their_classes(engine):
     assert example_images(engine) == []
     with pytest.raises(gr.Error, match="drop in a picture"):
         forward_process(engine, {"example": 0}, 5)
+
+
+def sampled(folder, pipeline, count, **changes) -> Engine:
+    """An engine for a model of a folder with grids of samples, as the trainer lays them out."""
+    images = [Image.new("RGB", (16, 16), (16 * i, 255 - 9 * i, 40)) for i in range(count)]
+    (folder / "samples").mkdir(parents=True)
+    columns = changes.pop("columns", class_columns(count, pipeline.num_classes or 0))
+    make_grid(images[::-1], columns).save(folder / "samples" / "step-0000010.png")
+    make_grid(images, columns, **changes).save(folder / "samples" / "step-0000020.png")
+    return Engine(pipeline, str(folder))
+
+
+RGB = {"sample_size": 16, "in_channels": 3, "out_channels": 3, "attention_levels": (), "block_out_channels": (16, 32)}
+
+
+def test_examples_of_other_models_come_from_their_samples(tmp_path):
+    names = {"0": "cat", "1": "dog", "2": "fox"}
+    pipeline = helpers.tiny_pipeline(num_class_embeds=3, id2label=names, **RGB)
+    engine = sampled(tmp_path / "rgb", pipeline, 14)
+    examples = example_images(engine)
+    assert [(example["label"], example["name"]) for example in examples] == [(0, "cat"), (1, "dog"), (2, "fox")]
+    for i, example in enumerate(examples):  # of the newest grid, in the classes' order
+        picture = decoded(example["src"])
+        assert (picture.mode, picture.size) == ("RGB", (16, 16))
+        assert picture.getcolors() == [(256, (16 * i, 255 - 9 * i, 40))]
+    assert forward_process(engine, {"example": 2}, 5)["original"] == examples[2]["src"]
+    engine.close()
+
+
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_examples_of_a_model_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    pipeline = helpers.tiny_pipeline(num_class_embeds=2, id2label={"0": "cat", "1": "dog"}, **RGB)
+    export_pipeline(tmp_path / "model", pipeline)
+    sampled(tmp_path / "model", pipeline, 8).close()
+    api = HfApi()
+    api.create_repo("alice/pets")
+    api.upload_folder(repo_id="alice/pets", folder_path=tmp_path / "model")
+    engine = Engine(load_pipeline("alice/pets"), "alice/pets")
+    hub.log.clear()
+    assert [example["name"] for example in example_images(engine)] == ["cat", "dog"]
+    asked = len(hub.log)
+    assert asked and len(example_images(engine)) == 2 and len(hub.log) == asked  # once
+    assert not [entry for entry in hub.log if "step-0000010" in entry["p"]]  # the newest alone
+    engine.close()
+
+
+def test_examples_of_a_model_without_classes(tmp_path):
+    engine = sampled(tmp_path / "plain", helpers.tiny_pipeline(**RGB), 14)
+    assert [example["label"] for example in example_images(engine)] == [None] * 4  # one row
+    engine.close()
+
+
+@pytest.mark.parametrize("wrong", ["gap", "columns", "size", "damaged", "no picture", "bomb"])
+def test_samples_of_another_layout_are_no_examples(tmp_path, wrong):
+    pipeline = helpers.tiny_pipeline(num_class_embeds=3, id2label={"0": "a", "1": "b", "2": "c"}, **RGB)
+    changes = {"gap": {"gap": 3}, "columns": {"columns": 4}, "size": {"scale": 3}}.get(wrong, {})
+    engine = sampled(tmp_path / "model", pipeline, 14, **changes)
+    newest = tmp_path / "model" / "samples" / "step-0000020.png"
+    if wrong == "damaged":
+        newest.write_bytes(newest.read_bytes()[:-60])
+    elif wrong == "no picture":
+        newest.write_text("<svg/>")
+    elif wrong == "bomb":
+        Image.new("1", (13_000, 13_000)).save(newest)
+    assert example_images(engine) == []
+    engine.close()
 
 
 def test_examples_of_the_embedded_models_classes():
