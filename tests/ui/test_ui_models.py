@@ -142,7 +142,7 @@ def test_scores_are_those_of_the_revision_that_is_shown(hub, tmp_path):
         api.upload_folder(repo_id="alice/scored", folder_path=folder)
         api.create_tag("alice/scored", tag=tag)
         load_pipeline("alice/scored")  # the newest
-    for revision, shown in (("v1", "1.5"), ("v2", "2.5"), (None, "2.5")):
+    for revision, shown in (("v1", "1.50"), ("v2", "2.50"), (None, "2.50")):
         pipeline = load_pipeline("alice/scored", revision=revision)
         card = describe(Engine(pipeline, "alice/scored"))["card"]
-        assert card["scores"] == [["FID", shown]] and card["url"].endswith("alice/scored")
+        assert card["scores"] == [["FID", shown, ""]] and card["url"].endswith("alice/scored")
