@@ -88,3 +88,22 @@ def test_x_t_t_and_x_0_of_a_frame_belong_together(which, name, request):
     assert (noise.index, noise.t) == (0, stills[0].t) and torch.equal(noise.x_t, stills[0].x_t)
     assert [still.index for still in [*stills, last]] == list(range(len(stills) + 1))
     assert last.t is None and torch.equal(last.x_t, step.sample) and torch.equal(last.x_0, last.x_t)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun"])
+def test_the_end_waits_for_nothing(engine, name):
+    """Two pictures more than calls: the start comes twice, and after the last call come the last two."""
+    model, order = engine.models.first, []
+    settings = model.limits.check(num_images=2, sampler=name, steps=5, guidance_scale=1.0, seed=3)
+    handle = model.pipeline.unet.register_forward_hook(lambda *_: order.append("call"))
+    try:
+        with torch.inference_mode():
+            film = Film.from_noise(model, settings, [3, 4], [0, 1])
+            for item in film.frames([2]):
+                order.append(item[0].index)
+    finally:
+        handle.remove()
+    calls = order.count("call")
+    assert calls >= 5 and order[:3] == [0, "call", 0]
+    assert order[-3:] == ["call", film.total - 1, film.total]
+    assert len(order) - calls == film.total + 2 <= calls + 2
