@@ -37,7 +37,8 @@ class TimestepTable(nn.Module):
 
     def __init__(self, num_rows: int, dim: int):
         super().__init__()
-        self.weight = nn.Parameter(sinusoidal_embedding(num_rows, dim), requires_grad=False)
+        table = sinusoidal_embedding(num_rows, dim).to(torch.get_default_dtype())  # as other layers' weights
+        self.weight = nn.Parameter(table, requires_grad=False)
 
     def forward(self, timestep: torch.Tensor) -> torch.Tensor:
         """timestep (B,) in [0, num_rows - 1], whole or fractional -> (B, D)."""
