@@ -61,13 +61,13 @@ def _serve(arguments: argparse.Namespace):
     if os.environ.get("SPACES_ZERO_GPU"):
         import spaces  # noqa: F401  # before torch, which it makes believe in a GPU
 
-    from ddpm_hf.devices import best_device, best_dtype
+    from ddpm_hf.devices import best_device, best_dtype, leave_cores
     from ddpm_hf.hub import load_allowed
     from ddpm_hf.ui.models import memory_from_environment, models_from_environment
 
     (model, *others), port = models_from_environment(arguments.model), arguments.port
     revision, device = arguments.revision or os.environ.get("MODEL_REVISION") or None, best_device()
-    trust = arguments.trust_remote_code
+    trust, cores = arguments.trust_remote_code, leave_cores()
     pipeline = load_allowed(model, revision=revision, trust_remote_code=trust, device=device, dtype=best_dtype(device))
 
     # after the model, so that a wrong one is told at once: this takes seconds
@@ -80,7 +80,7 @@ def _serve(arguments: argparse.Namespace):
     from ddpm_hf.ui.runs import Engine
 
     load = functools.partial(load_allowed, trust_remote_code=trust, device=device, dtype=best_dtype(device))
-    engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment())
+    engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment(), cores=cores)
     page = build_page(engine, model_name(model))
     journal = Journal()
     gate = Gate(AttendedQueue.take_over(page, journal), journal)

@@ -20,13 +20,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psutil
 import torch
 
-from ddpm_hf.devices import best_device, best_dtype
+from ddpm_hf.devices import best_device, best_dtype, leave_cores
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.samplers import DEFAULT_SAMPLER
 from ddpm_hf.sampling import generate, with_sampler
@@ -38,12 +39,12 @@ START_SECONDS = 300
 
 def main(argv: list[str] | None = None):
     arguments = _parser().parse_args(argv)
-    device = best_device()
+    device, cores = best_device(), leave_cores()
     pipeline = load_pipeline(arguments.model, device=device, dtype=best_dtype(device))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {cores} threads")
     print(f"{arguments.num_images} images, {arguments.steps} steps of {DEFAULT_SAMPLER}, {pipeline.unet.dtype}")
 
-    plain, first, streamed = engine_seconds(Engine(pipeline, arguments.model), arguments)
+    plain, first, streamed = engine_seconds(Engine(pipeline, arguments.model, cores=cores), cores, arguments)
     print(f"engine   without frames  {plain:7.3f} s")
     print(f"         streamed        {streamed:7.3f} s   streaming costs {100 * (streamed / plain - 1):.1f} %")
     print(f"         first frame     {first:7.3f} s")
@@ -68,20 +69,25 @@ def _parser() -> argparse.ArgumentParser:
 # ---- in this process
 
 
-def engine_seconds(engine: Engine, arguments) -> tuple[float, float, float]:
+def engine_seconds(engine: Engine, cores: int, arguments) -> tuple[float, float, float]:
     """(all without frames, the first frame, all frames), the best of the repeats after one that does not count."""
     plain, first, streamed = [], [], []
     for repeat in range(1 + arguments.repeats):
         request = {"num_images": arguments.num_images, "steps": arguments.steps, "seed": 1000 * repeat}
         request["guidance_scale"] = engine.limits.default_guidance  # what the page asks for
-        began = time.perf_counter()
-        generate(with_sampler(engine.pipeline, DEFAULT_SAMPLER), **request, progress=False)
-        plain.append(time.perf_counter() - began)
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=[cores]) as thread:  # as the engine's
+            plain.append(thread.submit(_plain_seconds, engine, request).result())
         seen = asyncio.run(_stream_seconds(engine, request))
         first.append(seen[0])
         streamed.append(seen[1])
     engine.close()
     return min(plain[1:]), min(first[1:]), min(streamed[1:])
+
+
+def _plain_seconds(engine: Engine, request: dict) -> float:
+    began = time.perf_counter()
+    generate(with_sampler(engine.pipeline, DEFAULT_SAMPLER), **request, progress=False)
+    return time.perf_counter() - began
 
 
 async def _stream_seconds(engine: Engine, request: dict) -> tuple[float, float]:

@@ -53,6 +53,19 @@ def _cpu_bf16_is_faster() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
+def leave_cores() -> int:
+    """Keep what the calling thread computes on one core, and return how many it had: for the one that computes.
+
+    OpenMP gives every thread that computes a team of its own, as long as that thread lives. Once the teams have more
+    threads than there are cores, none waits awake for its next piece of work any more, and a call of the network takes
+    a fifth longer (benchmarks/NOTES.md). ``torch.set_num_threads`` of the number, in the thread that computes, takes
+    them back.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return count
+
+
 def keep_freed_memory():
     """Let the C library keep what is freed: mapping large tensors anew costs a fifth of a training step on a CPU.
 

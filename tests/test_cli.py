@@ -169,17 +169,17 @@ def test_the_noise_picture_has_a_row_for_every_stage(model, tmp_path):
     assert main(["noise", *data, "--output", str(tmp_path / "plain.png")]) == 0
     assert main(["noise", model, *data, "--steps", "3", "--output", str(tmp_path / "model.png")]) == 0
     plain, drawn = (Image.open(tmp_path / name) for name in ("plain.png", "model.png"))
-    assert plain.height == 5 * 58 - 2  # 28 pixels, twice enlarged, and a gap
-    # the model's are 8x8: real images are scaled and cropped to that
-    assert drawn.height == 6 * 18 - 2
+    assert plain.height == 5 * 86 - 2  # 28 pixels, three times enlarged, and a gap
+    # the model's are 8x8, eleven times enlarged: real images are scaled and cropped to that; below stand its classes
+    assert drawn.height == 6 * 90 - 2 + 22
 
 
 def test_more_noise_is_less_picture(tmp_path):
     data = ["--dataset", str(ROOT / "data" / "fashion_mnist_tiny.parquet"), "--num-images", "6"]
     assert main(["noise", *data, "--output", str(tmp_path / "x.png")]) == 0
     pixels = np.asarray(Image.open(tmp_path / "x.png").convert("L")).astype(float)
-    pixels = pixels[:, -(6 * 58 - 2) :]
-    rows = [pixels[i * 58 : i * 58 + 56].ravel() for i in range(5)]
+    pixels = pixels[:, -(6 * 86 - 2) :]
+    rows = [pixels[i * 86 : i * 86 + 84].ravel() for i in range(5)]
     likeness = [np.corrcoef(rows[0], row)[0, 1] for row in rows[1:]]
     assert likeness == sorted(likeness, reverse=True) and likeness[0] > 0.6 and abs(likeness[-1]) < 0.3
 

@@ -132,6 +132,7 @@ class Worker:
     Args:
         compute: ``compute(model, tasks)`` yields what ``Task.run`` does.
         max_seconds: of computing, for each job.
+        cores: that the thread computes with; None for what torch gives it.
     """
 
     def __init__(
@@ -140,7 +141,9 @@ class Worker:
         cache: Cache,
         compute: Callable[[Model, Sequence[Task]], Iterator[Item]],
         max_seconds: float = MAX_SECONDS,
+        cores: int | None = None,
     ):
+        self._cores = cores
         self.lock = threading.Lock()
         self.max_seconds = max_seconds
         self._models, self._cache, self._compute = models, cache, compute
@@ -210,6 +213,8 @@ class Worker:
     # ---- the thread
 
     def _work(self):
+        if self._cores is not None:
+            torch.set_num_threads(self._cores)
         while True:
             with self._state:
                 batch = self._next_batch(self._background)

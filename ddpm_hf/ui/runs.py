@@ -13,6 +13,7 @@ from contextlib import aclosing, contextmanager
 
 import gradio as gr
 
+from ddpm_hf.devices import leave_cores
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import MyDDPMPipeline
@@ -47,6 +48,8 @@ class Engine:
         others: further models that may be chosen, each as ``load`` takes it; they are loaded when asked for.
         max_memory: bytes of weights in memory, of all models together.
         cache_bytes: bytes of finished runs that are kept.
+        cores: that the one thread computes with, and no other thread of the program does: see
+            ``devices.leave_cores``. None leaves this to torch.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Engine:
         *,
         max_memory: int = MAX_MEMORY,
         cache_bytes: int = MAX_BYTES,
+        cores: int | None = None,
     ):
         self.models = Models(Model(public_name(source), pipeline, source), others, load, max_memory)
         self.cache = Cache(cache_bytes)
         self._tasks: dict[str, Task] = {}  # of the newest jobs, by id
-        self.worker = Worker(self.models, self.cache, on_gpu(self.models))
+        self._cores = cores
+        self.worker = Worker(self.models, self.cache, on_gpu(self.models), cores=cores)
         self.encoding = Turns()  # of files to take away
 
     @property
@@ -108,7 +113,12 @@ class Engine:
             UserError: for any other than the allowed ones, or one that cannot be loaded.
         """
         name = self.models.check(values.get("model"))
-        return self.models.loaded(name) or await asyncio.to_thread(self.models.get, name)
+        return self.models.loaded(name) or await asyncio.to_thread(self._load, name)
+
+    def _load(self, name: str) -> Model:
+        if self._cores is not None:
+            leave_cores()  # this thread stays for other work, and its team with it
+        return self.models.get(name)
 
     async def generation(self, values) -> tuple[Model, Generation]:
         """The checked task of a request as it came over the wire.

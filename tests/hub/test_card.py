@@ -9,12 +9,12 @@ from helpers import tiny_pipeline
 from huggingface_hub import HfApi, ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
-from runs import EVALUATION, FACTS, NAMES, a_run, card_of
 
 from ddpm_hf.__main__ import main
 from ddpm_hf.hub import as_stock, card, export_pipeline, load_pipeline, push
 from ddpm_hf.hub.contents import contents_of
 from ddpm_hf.pipeline import MyDDPMPipeline
+from runs import EVALUATION, FACTS, NAMES, a_run, card_of
 
 pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a card
 

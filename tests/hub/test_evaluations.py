@@ -7,13 +7,13 @@ import pytest
 from helpers import tiny_pipeline
 from huggingface_hub import ModelCard
 from PIL import Image
-from runs import EVALUATION, FACTS, a_run, card_of
 
 from ddpm_hf import samplers
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.hub import card, export_pipeline, push
 from ddpm_hf.hub.contents import contents_of
 from ddpm_hf.hub.evaluations import weights_digest
+from runs import EVALUATION, FACTS, a_run, card_of
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 

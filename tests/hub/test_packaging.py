@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 from helpers import ROOT, tiny_pipeline
-from runs import card_of
 
 from ddpm_hf.hub import export_pipeline
+from runs import card_of
 
 PARTS = (
     "ddpm_hf",
