@@ -94,8 +94,9 @@ def main(arguments: list[str]):
                 best[side] = max(best[side], result["images_per_second"])
                 waits[side] = result["wait"]
                 print(f"round {i + 1}, {side}: {result['images_per_second']:.1f} images/s", flush=True)
-        repo = hub.repos.get(("model", "alice/run"))
-        commits = len(repo.commits) - 1 if repo else 0
+                if side == "pushes":
+                    repo = hub.repos.get(("model", "alice/run"))
+                    commits = len(repo.commits) - 1 if repo else 0
     share = best["pushes"] / best["no push"]
     print("\n| | images/s | waited for after the last step |\n|---|---|---|")
     for side in SIDES:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_ui_runs import collected, drain, run_threads, wait_for_end
 
+from ddpm_hf.devices import leave_cores
 from ddpm_hf.errors import UserError
 from ddpm_hf.ui import jobs
 from ddpm_hf.ui.cache import Cache
@@ -45,6 +46,32 @@ def busy(engine):
     yield engine
     if engine.lock.locked():
         engine.lock.release()
+
+
+# ---- cores
+
+
+def test_the_thread_that_computes_has_the_cores_and_no_other_has(shapes, monkeypatch):
+    """libgomp lets threads sleep between two pieces of work once there are more in teams than cores."""
+    before, seen = torch.get_num_threads(), {}
+    torch.set_num_threads(2)
+    try:
+        engine = Engine(shapes, cores=leave_cores())
+        inside = type(shapes)._predict
+
+        def looked(self, *arguments):
+            seen["computing"] = torch.get_num_threads()
+            return inside(self, *arguments)
+
+        monkeypatch.setattr(type(shapes), "_predict", looked)
+        job = job_of(engine, num_images=1, steps=1)
+        engine.worker.submit(job)
+        pixels_of(job)
+        seen["here"] = torch.get_num_threads()
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"computing": 2, "here": 1}
 
 
 # ---- the queue by itself
