@@ -1,9 +1,7 @@
 """What the page's script needs to know of a model to build its controls and to tell of it."""
 
 import json
-from pathlib import Path
 
-from ddpm_hf.hub import EMBEDDED_MODEL
 from ddpm_hf.samplers import DEFAULT_SAMPLER, SAMPLERS
 from ddpm_hf.ui.examples import example_images
 from ddpm_hf.ui.forward import schedule_curve
@@ -79,29 +77,18 @@ def _sentence(text: str) -> str:
 def _card(model: Model) -> dict:
     """{"url": on the Hub, or None, "settings": [name, value] pairs, "scores": [name, value, that of real images or ""],
     "judged": how they came about, in words, "losses": [images seen, loss] pairs}."""
-    folder = _folder(model)
-    on_hub = model.source is not None and folder is None
     return {
-        "url": f"https://huggingface.co/{model.source}" if on_hub else None,
+        "url": f"https://huggingface.co/{model.source}" if model.is_of_hub else None,
         "settings": _settings(model),
-        **_scores(_file(model, folder, "evaluation.json")),
-        "losses": _losses(_file(model, folder, "metrics.jsonl")),
+        **_scores(_file(model, "evaluation.json")),
+        "losses": _losses(_file(model, "metrics.jsonl")),
     }
 
 
-def _folder(model: Model) -> Path | None:
-    """Where the model lies on this machine, None for one of the Hub."""
-    folder = EMBEDDED_MODEL if model.source is None else Path(model.source)
-    return folder if folder.is_dir() else None
-
-
-def _file(model: Model, folder: Path | None, name: str) -> str:
+def _file(model: Model, name: str) -> str:
     """The text of a file of the model; "" where it has none, or it is not on this machine."""
-    if folder is None:  # in the cache, the folder of the commit that was loaded
-        origin = model.pipeline.unet.config.get("_name_or_path")
-        folder = Path(origin).parent if origin else None
     try:
-        return (folder / name).read_text() if folder else ""
+        return (model.folder / name).read_text() if model.folder else ""
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -80,7 +80,7 @@ def _newest_grid(model: Model) -> Image.Image | None:
     if folder is None:
         return None
     grids = _grids(folder)
-    if not grids and model.source and not Path(model.source).is_dir():
+    if not grids and model.is_of_hub:
         fetch_newest_samples(model.source, folder.name, intake.MAX_FILE_BYTES)
         grids = _grids(folder)
     try:

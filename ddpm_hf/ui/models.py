@@ -48,9 +48,14 @@ class Model:
         self.num_bytes = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
 
     @property
+    def is_of_hub(self) -> bool:
+        """Whether it was loaded by the id of a repository."""
+        return self.source is not None and not Path(self.source).is_dir()
+
+    @property
     def folder(self) -> Path | None:
         """Where its files are: its own folder or, of a model of the Hub, that of the commit in the cache."""
-        if self.source is not None and Path(self.source).is_dir():
+        if self.source is not None and not self.is_of_hub:
             return Path(self.source)
         origin = self.pipeline.unet.config.get("_name_or_path")
         return Path(origin).parent if origin else None

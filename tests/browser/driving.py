@@ -5,7 +5,7 @@ import re
 from playwright.sync_api import Page, expect
 
 STAGE = "#stage .stage"
-PATIENCE = 300_000  # ms; on a busy machine
+PATIENCE = 120_000  # ms; on a busy machine
 
 
 def set_number(page: Page, label: str, value: int | float):

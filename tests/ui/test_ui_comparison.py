@@ -14,7 +14,7 @@ from test_ui_runs import drain, wait_for_end
 from ddpm_hf.hub import load_allowed
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import generate, with_sampler
-from ddpm_hf.ui.comparison import Reference, compare_for_program, rms_distance, stream_comparison
+from ddpm_hf.ui.comparison import Comparison, Reference, compare_for_program, rms_distance, stream_comparison
 from ddpm_hf.ui.runs import Engine
 
 LANES = [{"sampler": "dpm", "steps": 4}, {"sampler": "heun", "steps": 5}, {"sampler": "ddpm", "steps": 12}]
@@ -77,6 +77,17 @@ def test_all_lanes_start_from_the_same_noise_and_go_in_step(short, monkeypatch):
     assert all(ImageChops.difference(starts[0], start).getextrema()[1] < 60 for start in starts[1:])
     for seen, lane in zip(frames, value["lanes"]):
         assert sorted(map(int, seen)) == list(range(lane["total"] + 1))
+
+
+def test_the_starts_of_all_lanes_are_the_same_to_the_byte(short):
+    """As they come first, before the network has made anything of them."""
+    model = short.models.first
+    lanes = tuple(model.limits.check(num_images=3, seed=6, guidance_scale=2.0, **lane) for lane in LANES)
+    starts = {}
+    for item in Comparison.run(model, [Comparison(model.name, lanes)]):
+        for frame in item or ():
+            starts.setdefault(frame.lane, (frame.index, frame.src))
+    assert len(starts) == 3 and len(set(starts.values())) == 1
 
 
 def test_the_reference_is_computed_once_for_the_same_noise(short):

@@ -61,7 +61,7 @@ def test_on_a_space_every_peer_is_a_proxy(monkeypatch):
     [
         *[("GET", path) for path in ("/", "/config", "/assets/x.js", f"{API}/queue/data", f"{API}/call/generate/1")],
         *[("HEAD", "/"), ("POST", f"{API}/queue/join"), ("POST", f"{API}/call/generate"), ("OPTIONS", f"{API}/upload")],
-        ("GET", f"{API}/file=/tmp/gradio/picture.png"),
+        ("GET", f"{API}/file=/uploads/picture.png"),
     ],
 )
 def test_open_routes(method, path):
@@ -105,7 +105,7 @@ def test_json_of_bounded_depth_and_size():
 def test_files_of_other_servers_are_refused(path):
     with pytest.raises(Refused, match="itself"):
         parsed(json.dumps({"data": [{"path": path}]}).encode(), Bounds())
-    parsed(b'{"path": "/tmp/gradio/x.png", "url": "http://127.0.0.1/gradio_api/file=/tmp/gradio/x.png"}', Bounds())
+    parsed(b'{"path": "/uploads/x.png", "url": "http://127.0.0.1/gradio_api/file=/uploads/x.png"}', Bounds())
 
 
 @pytest.mark.parametrize(
