@@ -35,6 +35,22 @@ def engine(shapes) -> Engine:
 
 
 @pytest.fixture
+def computed(engine, monkeypatch) -> list[int]:
+    """The first seeds of the tasks of ``engine`` in the order in which they are computed.
+
+    Not the order in which visitors see their ends: each looks again at a time of its own.
+    """
+    seeds, compute = [], engine.worker._compute
+
+    def watched(model, tasks):
+        seeds.extend(task.settings.seeds[0] for task in tasks)
+        return compute(model, tasks)
+
+    monkeypatch.setattr(engine.worker, "_compute", watched)
+    return seeds
+
+
+@pytest.fixture
 def plain_engine(colors) -> Engine:
     """A tiny unconditional RGB model, in this process, with nothing in its cache."""
     engine = Engine(colors)
