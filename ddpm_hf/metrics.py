@@ -16,7 +16,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from ddpm_hf.errors import UserError
 
 NEIGHBOURS = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 recommend
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+KID_SUBSETS, KID_SUBSET_SIZE, KID_DECIMALS = 100, 1000, 10
 IS_SPLITS = 10
 FEWEST = 10  # images: the splits of the inception score want one each
 SEED = 2020  # of the subsets
@@ -72,7 +72,10 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
-    """KID and its standard deviation over subsets."""
+    """KID and its standard deviation over subsets, without the digits that differ from call to call.
+
+    The sums of a matrix product come in an order that depends on threads and on where in memory the rows lie.
+    """
     size = min(KID_SUBSET_SIZE, len(features), len(reference))
     result = kid_features_to_metric(
         sorted_rows(features).double(),
@@ -82,7 +85,9 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor) -> tuple[fl
         rng_seed=SEED,
         verbose=False,
     )
-    return result["kernel_inception_distance_mean"], result["kernel_inception_distance_std"]
+    names = ("kernel_inception_distance_mean", "kernel_inception_distance_std")
+    mean, std = (round(result[name], KID_DECIMALS) for name in names)
+    return mean, std
 
 
 def precision_recall(features: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
