@@ -66,6 +66,7 @@ def test_frames_are_drawn_soon_and_none_is_missing(browser, slow_server):
     page.goto(url)
     page.wait_for_selector("html[data-ready]", state="attached")
     set_number(page, "Steps", STEPS)
+    set_number(page, "Guidance", 1)  # one call a step, so one wait of 50 ms
     page.evaluate(RECORD, STAGE)
     judged = []
     for attempt in range(ATTEMPTS):
