@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+from example_runs import EVALUATION, FACTS, NAMES, a_run, card_of
 from helpers import tiny_pipeline
 from huggingface_hub import HfApi, ModelCard
 from markdown_it import MarkdownIt
@@ -14,7 +15,6 @@ from ddpm_hf.__main__ import main
 from ddpm_hf.hub import as_stock, card, export_pipeline, load_pipeline, push
 from ddpm_hf.hub.contents import contents_of
 from ddpm_hf.pipeline import MyDDPMPipeline
-from runs import EVALUATION, FACTS, NAMES, a_run, card_of
 
 pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a card
 

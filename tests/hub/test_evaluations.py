@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from example_runs import EVALUATION, FACTS, a_run, card_of
 from helpers import tiny_pipeline
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -13,7 +14,6 @@ from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.hub import card, export_pipeline, push
 from ddpm_hf.hub.contents import contents_of
 from ddpm_hf.hub.evaluations import weights_digest
-from runs import EVALUATION, FACTS, a_run, card_of
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 

@@ -7,10 +7,10 @@ import sys
 import zipfile
 
 import pytest
+from example_runs import card_of
 from helpers import ROOT, tiny_pipeline
 
 from ddpm_hf.hub import export_pipeline
-from runs import card_of
 
 PARTS = (
     "ddpm_hf",
