@@ -137,23 +137,28 @@ def test_files_wait_in_the_queue_of_all_runs(engine, computed):
             state = value["state"]
         order.append(("other", state))
 
+    async def waiting(count):
+        while len(engine.worker._queue) != count:
+            await asyncio.sleep(0.005)
+
     async def all_at_once():
         with engine.lock:
-            files = [asyncio.ensure_future(file(seed)) for seed in range(MAX_WAITING_PER_SESSION + 1)]
-            while len(engine.worker._queue) < MAX_WAITING_PER_SESSION:  # one of them has its turn
-                await asyncio.sleep(0.01)
+            files = [asyncio.ensure_future(file(0))]
+            while not engine.worker._running:  # only now, or the thread could find too many waiting
+                await asyncio.sleep(0.005)
+            files += [asyncio.ensure_future(file(seed)) for seed in range(1, MAX_WAITING_PER_SESSION + 1)]
+            await waiting(MAX_WAITING_PER_SESSION)
             await file(99)
             visitor = asyncio.ensure_future(run())
-            while len(engine.worker._queue) < MAX_WAITING_PER_SESSION + 1:
-                await asyncio.sleep(0.01)
+            await waiting(MAX_WAITING_PER_SESSION + 1)
             files[-1].cancel()  # its tab is closed: it gives its place up
-            await asyncio.sleep(0.3)
+            await asyncio.wait([files[-1]])
             assert len(engine.worker._queue) == MAX_WAITING_PER_SESSION
         await asyncio.gather(visitor, *files, return_exceptions=True)
 
-    asyncio.run(all_at_once())
+    asyncio.run(asyncio.wait_for(all_at_once(), 60))
     (_, refusal), *rest = order
     assert "of your requests are waiting already" in refusal
     assert {outcome for _, outcome in rest} == {"made", "done"}
-    assert computed.index(9) <= 2
+    assert computed == [0, 1, 9, 2]
     assert len(rest) == MAX_WAITING_PER_SESSION + 1
