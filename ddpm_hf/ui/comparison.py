@@ -129,7 +129,8 @@ async def stream_comparison(engine: Engine, values: dict, session: str = "") -> 
         ``total`` frames after the first, ``calls`` of the network made for them, and at last ``distance``, RMS over
         pixels in [0, 1] to what DDIM makes with all steps, or None: of a sampler with ``fresh_noise``, or where it
         could not be measured. While it is, the state is "measuring", and ``reference`` {"step", "total", "images": of
-        how many images, "note"}; at last its note says in words what the distances are, or why there are none.
+        how many images, "note"}; at last its note says in words what the distances are, or why there are none. Until
+        then it has "left", too: for how many seconds it will compute, or None while there is nothing to tell it from.
 
     Raises:
         gr.Error: for a request outside the limits, or one that failed.
@@ -267,8 +268,21 @@ class Compared:
                 "total": self.reference.totals[0],
                 "images": self.reference.task.settings.num_images,
                 "note": self.note,
+                **({} if self.state == "done" else {"left": self._left()}),
             },
         }
+
+    def _left(self) -> float | None:
+        """Seconds of computing until the reference is there, told from its own steps or, before, from the lanes'."""
+        if not self.measures:
+            return None
+        made, total = self.reference.last.get(0), self.reference.totals[0]
+        if made is not None:
+            return round(made.seconds / made.index * (total - made.index), 1)
+        frames = list(self.job.last.values())
+        calls, spent = sum(frame.index for frame in frames), sum(frame.seconds for frame in frames)
+        share = self.reference.task.settings.num_images / self._settings[0].num_images
+        return round(spent / calls * total * share, 1) if calls else None
 
     def answer(self) -> dict:
         """As a program takes it."""

@@ -79,5 +79,6 @@ def _connect(engine: Engine, name: str, stream: Callable[..., AsyncIterator[dict
         api_visibility="private",
         **MODEL_QUEUE,
     )
-    running.failure(None, js=f"() => {{ ddpm.tell('failed', '{name}') }}", queue=False)
+    for end, well in ((running.success, "true"), (running.failure, "false")):
+        end(None, js=f"() => {{ ddpm.wires['{name}'].over({well}) }}", queue=False)
     wire.stop(None, cancels=[running], queue=False)

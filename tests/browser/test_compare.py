@@ -96,3 +96,26 @@ def test_lanes_are_added_removed_and_stopped(open_page):
     page.wait_for_selector(f"{COMPARE}[data-state=stopped]")
     expect(page.locator(".distances")).to_contain_text("Stopped before the distances were measured.")
     expect(page.locator(".lane-top input").first).to_be_enabled()
+
+
+def test_a_press_while_distances_are_measured_starts_anew(open_page):
+    page = open_page()
+    open_tab(page, "Compare")
+    bar = page.get_by_role("form", name="What to compare")
+    bar.get_by_role("spinbutton", name="Images").fill("1")
+    for lane, steps in enumerate((3, 5, 4)):
+        page.locator(".lane").nth(lane).get_by_role("spinbutton", name="steps").fill(str(steps))
+    compare = bar.get_by_role("button", name="Compare")
+    chart, lanes = page.locator(".distances"), page.locator(".lane")
+    for steps in (6, 7, 8):
+        compare.click()
+        page.wait_for_selector(f"{COMPARE}[data-state=measuring]")
+        expect(chart).to_contain_text(re.compile(r"DDIM is at step \d+ of 1000 .*, about [\d.]+ s left"))
+        lanes.first.get_by_role("spinbutton", name="steps").fill(str(steps))
+        compare.click()
+        expect(lanes.first).to_have_attribute("data-frames", str(steps + 1))
+        expect(lanes.last).to_have_attribute("data-frames", "5")
+        page.wait_for_selector(f"{COMPARE}[data-state=measuring]")
+    bar.get_by_role("button", name="Stop").click()
+    page.wait_for_selector(f"{COMPARE}[data-state=done]")
+    expect(chart).to_contain_text("Stopped before the distances were measured.")

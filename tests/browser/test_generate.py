@@ -176,6 +176,23 @@ def test_stop_stops_early_and_the_next_run_starts_at_once(open_page):
     assert stage(page)["frames"] == "6"
 
 
+def test_a_press_right_after_stop_is_not_lost(open_page):
+    page = open_page()
+    for _ in range(3):
+        set_number(page, "Steps", 1000)
+        generate(page)
+        wait_for_state(page, "running")
+        set_number(page, "Steps", 5)
+        page.evaluate(  # in one breath: Gradio has not stopped yet, and would drop what comes meanwhile
+            """() => {
+              document.querySelector("#settings .stop").click();
+              document.querySelector("#settings .primary").click();
+            }"""
+        )
+        finish(page, 5)
+        set_number(page, "Seed", int(page.get_by_role("spinbutton", name=re.compile("^Seed")).first.input_value()) + 1)
+
+
 def test_stop_while_waiting_in_the_queue(open_page):
     first, second = open_page(), open_page()
     set_number(first, "Steps", 1000)

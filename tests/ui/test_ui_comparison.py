@@ -1,6 +1,7 @@
 """Samplers side by side: each lane is what it is alone, in step, and measured against all the steps."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import gradio as gr
@@ -98,6 +99,24 @@ def test_the_reference_is_computed_once_for_the_same_noise(short):
     measuring = [value for value in values if value["state"] == "measuring"]
     assert len(measuring) == 1  # the end of the lanes, and then at once the distances
     assert drain(stream_comparison(short, REQUEST))[-1]["cached"]
+
+
+def test_how_long_the_reference_takes_is_told_before_and_while_it_is_computed(short, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.ui.runs.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("ddpm_hf.ui.comparison.REFERENCE_NEWS", 1)
+    sleep = short.pipeline.unet.register_forward_hook(lambda *_: time.sleep(0.02))
+    try:
+        values = drain(stream_comparison(short, REQUEST))
+    finally:
+        sleep.remove()
+    told = {value["state"]: [] for value in values[:-1]}
+    for value in values[:-1]:
+        told[value["state"]].append(value["reference"]["left"])
+    before = [left for left in told["running"] if left is not None]
+    assert before and all(20 * 0.02 * 2 / 3 <= left < 20 for left in before)  # two of three images
+    while_it_is = told["measuring"]
+    assert while_it_is[0] >= 20 * 0.02 * 0.5 and while_it_is[-1] < while_it_is[0]
+    assert "left" not in values[-1]["reference"]
 
 
 def test_leaving_while_it_measures_frees_the_model(engine):

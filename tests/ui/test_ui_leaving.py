@@ -1,9 +1,11 @@
 """Visitors who leave, over real HTTP: within a second of it the model computes for somebody else."""
 
+import ctypes
 import json
 import select
 import socket
 import struct
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 from app_server import AppServer, export_tiny
 
 from benchmarks.abuse import API, Target, http, whole_answer
+from ddpm_hf.ui.connections import UNACKNOWLEDGED_MILLISECONDS
 
 LONG = {"num_images": 1, "sampler": "ddpm", "steps": 1000, "guidance_scale": 1.0}  # 50 s of computing
 QUICK = {"num_images": 1, "sampler": "ddim", "steps": 1, "guidance_scale": 1.0}
 SECONDS = 1.0
+SO_ATTACH_FILTER = 26  # Linux; Python has no name for it
 ATTEMPTS = 3  # a machine that is busy with other things may fail to show it once
 
 
@@ -67,6 +71,13 @@ class Visit:
         """As a program that was killed, or a network that says so: with a reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+    def vanish(self):
+        """As a phone that loses its network: from here on nothing is sent, nothing is acknowledged."""
+        nothing = struct.pack("HBBI", 0x06, 0, 0, 0)  # a packet filter that keeps 0 bytes of every packet
+        self.filter = ctypes.create_string_buffer(nothing)
+        program = struct.pack("HL", 1, ctypes.addressof(self.filter))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
     def cancel(self):
         number = self.target.number_of("generate")
@@ -125,6 +136,19 @@ def test_runs_that_nobody_reads_do_not_hold_the_model(base, moment):
         return time.monotonic()
 
     check_freed(base, leave)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the packet filter and the time-out are Linux's")
+def test_a_peer_that_vanishes_without_a_word_frees_the_model(base):
+    visit = Visit(base)
+    visit.read('"step":')
+    visit.vanish()
+    vanished = time.monotonic()
+    seconds_of_a_quick_run(base)
+    spent = time.monotonic() - vanished
+    print(f"somebody else was served {spent:.2f} s after that")
+    assert 1 < spent < UNACKNOWLEDGED_MILLISECONDS / 1000 + 10  # it did hold the model, but not for the 50 s of its run
+    visit.drop()
 
 
 def test_leaving_the_queue_needs_no_turn(base):

@@ -202,9 +202,11 @@ class Compare {
     return others;
   }
 
+  // While the distances are measured the lanes are there, and a press starts anew.
   submit() {
+    if (this.state === "measuring") this.stop();
     if (this.busy) return;
-    Object.assign(this, { stopped: false, queue: "" });
+    Object.assign(this, { stopped: false, queue: "", left: this.run?.run });
     this.before = this.state;
     this.setState("waiting");
     wires.compare.send(this.read());
@@ -228,7 +230,7 @@ class Compare {
   // ---- what arrives
 
   receive(value) {
-    if (!value || !value.run) return;
+    if (!value || !value.run || value.run === this.left) return; // left: what is on its way of the run before
     if (value.state === "waiting") {
       this.queue = value.queue;
       if (!this.stopped) this.setState("waiting");
@@ -265,6 +267,7 @@ class Compare {
     const changed = this.state !== state;
     this.state = this.root.dataset.state = state;
     this.bar.toggleAttribute("data-busy", this.busy);
+    this.bar.toggleAttribute("data-again", state === "measuring");
     this.allowChanges();
     this.describe();
     if (changed) {
@@ -350,8 +353,12 @@ class Compare {
 
   measureText() {
     const { reference } = this.run ?? {};
-    if (this.state === "measuring" && reference)
-      return `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise.`;
+    const left = reference?.left ? `about ${seconds(reference.left)}` : "";
+    if (this.state === "measuring" && reference) {
+      const words = `Measuring: DDIM is at step ${reference.step} of ${reference.total} from the same noise`;
+      return left ? `${words}, ${left} left.` : `${words}.`;
+    }
+    if (this.state === "running" && left) return `Comes after the lanes: all steps of DDIM take ${left} here.`;
     const shown = this.run && this.lanes.some(({ made }) => made);
     if (shown && this.state === "done" && reference?.note) return reference.note;
     if (shown && ["stopped", "failed", "done"].includes(this.state))

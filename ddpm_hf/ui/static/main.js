@@ -158,4 +158,4 @@ async function copyLink(button) {
   }
 }
 
-window.ddpm = { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, start, tell, parts };
+window.ddpm = { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, wires, start, tell, parts };

@@ -2,14 +2,46 @@
 
 const wires = {};
 
-// Called by the component of a stream: wires[name].send(values) starts it, wires[name].stop() ends it.
+const LONGEST_STOP = 5000; // ms, after which a stream counts as stopped whatever Gradio says
+const CROSSING = 300; // ms in which the end of a stream and its Stop may cross
+
+// Called by the component of a stream: wires[name].send(values) starts it, wires[name].stop() ends it. Gradio takes a
+// while to stop, ignores what is sent meanwhile, and then tells of a failure: both are kept from the page.
 function wire(name, props, trigger) {
+  let [running, stopping, next, timer] = [false, false, null, 0];
+  const start = (values) => {
+    running = true;
+    props.value = { ...values };
+    trigger("submit");
+  };
+  const free = () => {
+    clearTimeout(timer);
+    const values = next;
+    [running, stopping, next] = [false, false, null];
+    if (values) start(values);
+  };
   wires[name] = {
     send(values) {
-      props.value = { ...values };
-      trigger("submit");
+      if (stopping) next = values;
+      else start(values);
     },
-    stop: () => trigger("stop"),
+    stop() {
+      next = null;
+      if (running && !stopping) timer = setTimeout(free, LONGEST_STOP);
+      stopping = running;
+      trigger("stop");
+    },
+    // Gradio's word that the stream has come to its end; page.py connects it.
+    over(well) {
+      if (stopping && well) {
+        clearTimeout(timer);
+        timer = setTimeout(free, CROSSING);
+      } else if (stopping) free();
+      else {
+        running = false;
+        if (!well) tell("failed", name);
+      }
+    },
   };
 }
 
