@@ -313,6 +313,14 @@ def test_push_that_is_refused_says_why(hub, exported, repo_id, token, message):
     assert "hf_" not in str(error.value)
 
 
+def test_a_push_without_a_token_says_so(hub, exported, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))  # of the process that uploads
+    with pytest.raises(UserError, match="there is no token for the Hub .401.*; log in with `hf auth login`") as error:
+        push(exported, "alice/model")
+    assert "does not accept" not in str(error.value) and "\n" not in str(error.value)
+
+
 # ---- push of a run
 
 ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)

@@ -22,6 +22,7 @@ SAMPLER = {
     "thresholding": True,
     "sample_max_value": 1.0,
 }
+MOST_IN_ROW = 4  # grids of the run's course
 TAGS = ["diffusers", "ddpm", "ddpm_hf"]
 # name in a report -> (type of the metric, its name)
 METRICS = {
@@ -97,8 +98,17 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         "facts": {name: without_paths(str(value)) for name, value in contents.facts.items()},
         "evaluation": _evaluation(contents.evaluation),
         "grids": contents.grids(),
+        "progress": _progress(contents.grids()),
         "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
     }
+
+
+def _progress(grids: list[str]) -> list[tuple[str, int]]:
+    """Grids from the first to the last, few enough for a row, and their steps."""
+    last = len(grids) - 1
+    chosen = [grids[round(i * last / (MOST_IN_ROW - 1))] for i in range(MOST_IN_ROW)] if last >= MOST_IN_ROW else grids
+    steps = [re.fullmatch(r"samples/step-(\d+)\.png", name) for name in chosen]
+    return [(name, int(step[1])) for name, step in zip(chosen, steps) if step]
 
 
 def _shown_settings(settings: dict) -> dict:

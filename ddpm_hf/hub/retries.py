@@ -154,10 +154,14 @@ def explained(error: Exception, limits: Limits = USUAL) -> str:
 
 
 def _of_status(error: Exception, status: int, limits: Limits) -> str:
+    from huggingface_hub import get_token
+
     said = " ".join((getattr(error, "server_message", None) or "").split()).rstrip(".")
     said = f": {said}" if said else ""
     if without_reason(error):
         said = ", its storage does not say why; often there is no room left in the account, or in the organisation"
+    if status == 401 and get_token() is None:
+        return f"there is no token for the Hub (401{said}); {LOG_IN} with the role write."
     if status == 401:
         return f"the Hub does not accept the token (401{said}); {LOG_IN} that is valid."
     if status == 403:

@@ -88,6 +88,24 @@ def test_it_renders_as_markdown(hub, tmp_path):
         assert picture.attrs["src"].removeprefix("./") in files
 
 
+def test_all_figures_of_the_run_are_shown(hub, tmp_path):
+    """And of its grids the first, the last, and some between, in a row of a table."""
+    run = a_run(tmp_path / "run")
+    (run / "config.yaml").write_text("dataset: shapes\nattention_levels: []\n")
+    figures = ["loss.png", "timesteps.png", "noise.png"]
+    for name in [*figures, *(f"samples/step-{step:07}.png" for step in range(200, 1200, 200))]:
+        Image.new("L", (8, 8)).save(run / name)
+    push(run, "alice/m", quiet=True)
+    text = card_of(hub).text
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    for name in figures:
+        assert html.count(f'<img src="{name}"') == 1
+    grids = [int(step) for step in re.findall(r'<td><img src="./samples/step-(\d+).png"', html)]
+    assert grids == [200, 600, 800, 1200]  # of 200, 400, ... 1200
+    assert re.findall(r"<th>step ([\d,]+)</th>", html)[-1] == "1,200"
+    assert "| `attention_levels` | none |" in text
+
+
 def test_what_is_not_known_is_left_out(hub, tmp_path):
     """A pipeline without a run, and a run without facts."""
     export_pipeline(tmp_path / "model", tiny_pipeline())
