@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline, push
+from ddpm_hf.hub.retries import Limits
 from ddpm_hf.hub.upload import send
 from ddpm_hf.pipeline import MyDDPMPipeline
 
@@ -316,7 +317,7 @@ def test_push_that_is_refused_says_why(hub, exported, repo_id, token, message):
 def test_a_push_without_a_token_says_so(hub, exported, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))  # of the process that uploads
-    with pytest.raises(UserError, match="there is no token for the Hub .401.*; log in with `hf auth login`") as error:
+    with pytest.raises(UserError, match=r"there is no token for the Hub .401.*; log in with `hf auth login`") as error:
         push(exported, "alice/model")
     assert "does not accept" not in str(error.value) and "\n" not in str(error.value)
 
@@ -403,6 +404,66 @@ def test_numbers_of_an_evaluation_stay_numbers_and_it_goes_with_its_weights(hub,
     push(run, "alice/m")
     names = [name for name in repo.resolve("main").files if name.startswith("evaluation")]
     assert names == ["evaluations/notes.json"]
+
+
+TAG_ONLY_FAULTS = [
+    None,
+    {"method": "POST", "path": "/branch/", "lose_response": True},
+    {"method": "POST", "path": "/branch/", "status": 503, "times": 2},
+    {"method": "POST", "path": "/commit/for-v1", "lose_response": True},
+    {"method": "POST", "path": "/commit/for-v1", "drop_after": 0},
+    {"method": "POST", "path": "/tag/", "lose_response": True},
+    {"method": "DELETE", "path": "/branch/", "lose_response": True},
+    {"method": "DELETE", "path": "/branch/", "status": 503, "times": 2},
+]
+
+
+@ONE_STORAGE
+@pytest.mark.parametrize("fault", TAG_ONLY_FAULTS)
+def test_a_tag_alone_leaves_the_main_branch(hub, exported, tmp_path, fault):
+    push(exported, "alice/model", quiet=True)
+    repo, older = hub.repos["model", "alice/model"], load_pipeline(exported)
+    newest, before = repo.branches["main"], len(repo.commits)
+    older.unet.out_conv.bias.data += 1
+    export_pipeline(tmp_path / "older", older)
+    hit = hub.fault(**fault) if fault else None
+    options = {"tag": "v1", "tag_only": True, "quiet": True, "limits": Limits(attempts=4, first_wait=0.02)}
+    for _ in range(2):
+        assert push(tmp_path / "older", "alice/model", **options) == f"{hub.endpoint}/alice/model/tree/v1"
+        assert repo.branches == {"main": newest} and len(repo.commits) == before + 1
+        assert repo.commits[repo.tags["v1"]].parent == newest
+    assert hit is None or hit.hits
+    assert torch.equal(load_pipeline("alice/model", revision="v1").unet.out_conv.bias, older.unet.out_conv.bias)
+    with pytest.raises(UserError, match="the tag v1 is there already"):
+        push(exported, "alice/model", **options)
+    assert repo.branches == {"main": newest} and len(repo.commits) == before + 1
+
+
+@ONE_STORAGE
+@pytest.mark.parametrize(
+    ("method", "path", "left"),
+    [
+        ("POST", "/branch/", None),
+        ("POST", "/commit/for-v1", "The branch for-v1 was made for it, and goes with the same command."),
+        ("POST", "/tag/", "the tag v1 is not set yet."),
+        ("DELETE", "/branch/", "the branch for-v1, which is needed no more, is there yet."),
+    ],
+)
+def test_a_tag_alone_that_is_refused_is_finished_by_the_same_command(hub, exported, method, path, left):
+    hub.fault(method, path, status=403, message="no")
+    with pytest.raises(UserError, match=r"the Hub refuses this \(403: no\)") as error:
+        push(exported, "alice/model", tag="v1", tag_only=True, quiet=True)
+    assert left is None or str(error.value).endswith(left)
+    repo = hub.repos["model", "alice/model"]
+    assert len(repo.commits) <= 2 and repo.resolve("main").files.keys() == {".gitattributes"}
+    push(exported, "alice/model", tag="v1", tag_only=True, quiet=True)
+    assert len(repo.commits) == 2 and repo.branches.keys() == {"main"}
+    assert repo.tags["v1"] != repo.branches["main"]
+
+
+def test_a_tag_alone_takes_a_tag(exported):
+    with pytest.raises(UserError, match="give --tag"):
+        push(exported, "alice/model", tag_only=True)
 
 
 @ONE_STORAGE

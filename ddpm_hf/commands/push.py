@@ -23,6 +23,11 @@ def add_parser(commands):
     parser.add_argument("--checkpoint", help="of a run: a step, or best, by validation loss (default: its end)")
     parser.add_argument("--tag", help="for the commit")
     parser.add_argument(
+        "--tag-only",
+        action="store_true",
+        help="leave the main branch as it is: for one older than what is there",
+    )
+    parser.add_argument(
         "--license", help="of the weights, for the card, such as apache-2.0 (default: the run's hub_license)"
     )
     parser.add_argument("--dataset-license", help="of the images, where the Hub does not know it (default: the run's)")
@@ -43,6 +48,7 @@ def _push(arguments):
         repo_id,
         private=arguments.private,
         tag=arguments.tag,
+        tag_only=arguments.tag_only,
         license=arguments.license,
         dataset_license=arguments.dataset_license,
         step=step,

@@ -39,6 +39,7 @@ def push(
     private: bool | None = None,
     token: str | None = None,
     tag: str | None = None,
+    tag_only: bool = False,
     license: str | None = None,
     dataset_license: str | None = None,
     step: int | None = None,
@@ -57,6 +58,7 @@ def push(
             settings say, or else the account's default.
         token: None is the one that is logged in with.
         tag: for the commit.
+        tag_only: leave the main branch as it is, and put the commit under its tag alone: an older checkpoint's, say.
         license: of the weights, for the card; None is what the run's settings say.
         dataset_license: of the images, for the card, where the Hub does not know it; None is what the settings say.
         step: of the checkpoint to take, of a run; None is its end, or its newest checkpoint.
@@ -71,6 +73,8 @@ def push(
             is then as it was before; one that was made for the push is there, and empty.
     """
     refuse_bad_id(repo_id)
+    if tag_only and not tag:
+        raise UserError("what is pushed under its tag only needs one: give --tag.")
     folder = Path(folder)
     contents = contents_of(folder, step)
     for line in contents.said:
@@ -83,7 +87,7 @@ def push(
         options = {"private": private, "tag": tag, "limits": limits}
         options |= {"license": license, "dataset_license": dataset_license}
         upload = frozen_upload_of(contents, repo_id, scratch, **options)
-        return send(upload, token, quiet=quiet)["url"]
+        return send(replace(upload, tag_only=tag_only), token, quiet=quiet)["url"]
 
 
 def refuse_bad_id(repo_id: str):

@@ -20,7 +20,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import MOVED_ON, USUAL, Limits, again, asked_to_wait, explained, is_refusal, without_reason
+from ddpm_hf.hub.retries import (
+    MOVED_ON,
+    USUAL,
+    Limits,
+    again,
+    asked_to_wait,
+    explained,
+    is_refusal,
+    status_of,
+    without_reason,
+)
 
 # What the Xet client makes of its own retries; without, it takes five minutes to give up.
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "4", "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s"}
@@ -41,6 +51,7 @@ class Upload:
         private: of a new repository; True refuses one that is public. None is the account's default.
         tag: for the commit.
         keep_tag: what becomes of a tag that another commit has: it is kept there, or (False) nothing is uploaded.
+        tag_only: the commit is on top of the main branch, but under its tag alone: the main branch stays as it is.
         card: what README.md is filled with, if it is to be a model card.
         marker: a file that the repository must have if it is not empty; one without is somebody else's.
         space_sdk, variables, secrets, hardware: of a Space; a variable that is None is deleted.
@@ -55,6 +66,7 @@ class Upload:
     private: bool | None = None
     tag: str | None = None
     keep_tag: bool = False
+    tag_only: bool = False
     card: dict | None = None
     marker: str | None = None
     space_sdk: str | None = None
@@ -157,10 +169,12 @@ def _with_us(path: str | None) -> str:
 class Progress:
     """How far an upload came, which is to be told of one that fails.
 
-    made: whether it created the repository. commit: that the files are in. missing: what is to come after it.
+    made: whether it created the repository. branch: that was made for the commit. commit: that the files are in.
+    missing: what is to come after it.
     """
 
     made: bool = False
+    branch: str | None = None
     commit: str | None = None
     missing: str = ""
 
@@ -172,6 +186,8 @@ class Progress:
         """
         if self.commit is not None and self.missing:
             return f"The files are there, as commit {self.commit[:8]}; {self.missing}."
+        if self.branch is not None:
+            return f"The branch {self.branch} was made for it, and goes with the same command."
         if self.made and is_refusal(error):  # otherwise, a commit may have arrived
             return "The repository, which was made for it, is empty."
         return "The repository was made for it." if self.made else ""
@@ -196,10 +212,14 @@ def carry_out(upload: Upload, progress: Progress | None = None) -> dict:
     # refused changes nothing. A new one has them first: its first start needs them, and each change restarts it.
     runs = upload.marker in _names(before)
     changed = False if runs else _set_variables_and_secrets(api, upload)
+    branch = f"for-{upload.tag}" if upload.tag_only else None  # a commit needs one
+    if branch and tagged is None:
+        again(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True, **where), limits)
+        progress.branch = branch
     with tempfile.TemporaryDirectory() as scratch:
         if upload.card is not None:
             upload = _with_card(api, upload, Path(scratch))
-        commit = again(lambda: _commit(api, upload, tagged), limits, also=MOVED_ON)
+        commit = again(lambda: _commit(api, upload, tagged, branch), limits, also=MOVED_ON)
         progress.commit, progress.missing = commit, "whether all of them are whole could not be seen"
         again(lambda: _check(api, upload, commit), limits)
     if runs:
@@ -208,8 +228,12 @@ def carry_out(upload: Upload, progress: Progress | None = None) -> dict:
     if upload.tag and tagged is None:
         progress.missing = f"the tag {upload.tag} is not set yet"
         again(lambda: api.create_tag(repo_id, tag=upload.tag, revision=commit, exist_ok=True, **where), limits)
+    if branch:
+        progress.missing = f"the branch {branch}, which is needed no more, is there yet"
+        again(lambda: _remove_branch(api, upload, branch), limits)
     folder = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
-    return {"url": f"{api.endpoint}/{folder}{repo_id}", "commit": commit, "changed": changed or commit != before.sha}
+    url = f"{api.endpoint}/{folder}{repo_id}" + (f"/tree/{upload.tag}" if upload.tag_only else "")
+    return {"url": url, "commit": commit, "changed": changed or commit != before.sha}
 
 
 def _full_name(api, upload: Upload) -> str:
@@ -249,6 +273,17 @@ def _tagged(api, upload: Upload) -> str | None:
     """The commit that has the upload's tag already."""
     refs = again(lambda: api.list_repo_refs(upload.repo_id, repo_type=upload.repo_type), upload.limits)
     return next((ref.target_commit for ref in refs.tags if ref.name == upload.tag), None)
+
+
+def _remove_branch(api, upload: Upload, branch: str):
+    """Remove a branch, if it is there yet; the tag keeps its commit."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.delete_branch(upload.repo_id, branch=branch, repo_type=upload.repo_type)
+    except HfHubHTTPError as error:
+        if status_of(error) != 404:
+            raise
 
 
 def _names(before) -> set[str]:
@@ -328,15 +363,18 @@ def _licence_of_data(api, name: str, limits: Limits) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _commit(api, upload: Upload, tagged: str | None) -> str:
+def _commit(api, upload: Upload, tagged: str | None, branch: str | None = None) -> str:
     """The commit that holds the files, made if the newest one does not; its hash.
+
+    ``branch`` is the main one if None; of one that is made for a tag, the tag counts once it is set.
 
     What to change is found out from the newest commit, and committed only on top of that one. So an attempt after one
     whose answer was lost finds the files there, and makes no second commit.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    head = api.repo_info(upload.repo_id, repo_type=upload.repo_type, timeout=upload.limits.silence)
+    where = {"repo_type": upload.repo_type, "revision": tagged if branch and tagged else branch}
+    head = api.repo_info(upload.repo_id, timeout=upload.limits.silence, **where)
     present = _tree(api, upload, head.sha)
     new = {name: path for name, path in upload.files.items() if not _is_same(present.get(name), Path(path))}
     old = [name for name in present if name not in upload.files and _matches(name, upload.stale)]
@@ -352,7 +390,7 @@ def _commit(api, upload: Upload, tagged: str | None) -> str:
         upload.repo_id,
         added + [CommitOperationDelete(name) for name in old],
         commit_message=upload.message,
-        repo_type=upload.repo_type,
+        **where,
         parent_commit=head.sha,
     )
     return commit.oid

@@ -39,12 +39,13 @@ def problem_with(config: TrainConfig) -> str | None:
 class _Push:
     """step: None where the repository is only created. folder: of the files that are kept for it.
 
-    checkpoint: whether it is of the checkpoint of that step, not of the run's end.
+    checkpoint: whether it is of the checkpoint of that step, not of the run's end. last: whether none comes after it.
     """
 
     step: int | None
     upload: Upload
     checkpoint: bool = False
+    last: bool = False
     folder: Path | None = None
     sending: Sending | None = None
 
@@ -79,7 +80,7 @@ class Pushes:
         shutil.rmtree(self._aside, ignore_errors=True)  # of a run that was killed
         self._send(_Push(None, Upload(self._config.hub_model_id, private=self._config.hub_private_repo or None)))
 
-    def push(self, step: int, facts: dict[str, str], *, checkpoint: bool):
+    def push(self, step: int, facts: dict[str, str], *, checkpoint: bool, last: bool = False):
         """Push what the run has written; of its pipelines that of the checkpoint of ``step``, or the exported one."""
         self._count += 1
         folder = self._aside / str(self._count)
@@ -101,14 +102,14 @@ class Pushes:
             )
             upload = replace(frozen(upload, folder / "files"), keep_tag=True)
         except Exception as error:  # a run of days does not fail for a push
-            failed = _Push(step, Upload(config.hub_model_id), checkpoint, folder)
+            failed = _Push(step, Upload(config.hub_model_id), checkpoint, last, folder)
             self._failed(f"step {step:,} could not be pushed: {one_line(error)}", failed)
             return
         self.last_step = step
         if self._waiting is not None:
             self._tell(f"{self._waiting.name} is not pushed: the Hub is slower than the run.")
             self._clear(self._waiting)
-        self._waiting = _Push(step, upload, checkpoint, folder)
+        self._waiting = _Push(step, upload, checkpoint, last, folder)
         self.poll()
 
     def poll(self):
@@ -134,13 +135,13 @@ class Pushes:
 
     def end(self):
         """End what is under way; nothing of it is published."""
-        for push in (self._running, self._waiting):
-            if push is None:
-                continue
+        under_way = [push for push in (self._running, self._waiting) if push is not None]
+        for push in under_way:
             if push.sending is not None:
                 push.sending.end()
             if push.step is not None:
-                self._tell(f"warning: {push.name} was not pushed yet; {self._how_to_finish(push, 'does it')}.")
+                finish = self._how_to_finish(push, "does it", newest=push is under_way[-1])
+                self._tell(f"warning: {push.name} was not pushed yet; {finish}.")
         self._running = self._waiting = None
         shutil.rmtree(self._aside, ignore_errors=True)
 
@@ -184,15 +185,22 @@ class Pushes:
             self._told.add(line)
             self._tell(line)
 
-    def _how_to_finish(self, push: _Push, does: str) -> str:
-        """The command that does what ``push`` did not: of its checkpoint, as long as that is kept."""
+    def _how_to_finish(self, push: _Push, does: str, newest: bool = False) -> str:
+        """The command that does what ``push`` did not.
+
+        Of a checkpoint with a tag, as long as it is kept, under that tag alone unless it is the ``newest``: it is not
+        to cover what the run pushes later. Without a tag, nobody would look for it once a newer one is there.
+        """
         if not push.checkpoint:
             return f"{self._command(push.step)} {does}"
-        if push.step in [step_of(folder) for folder in checkpoints_of(self._run)]:
-            return f"{self._command(push.step, checkpoint=True)} {does}, as long as its checkpoint is kept"
-        return f"{self._command()} pushes the newest, for that checkpoint is gone"
+        newest = newest or push.last
+        kept = push.step in [step_of(folder) for folder in checkpoints_of(self._run)]
+        if kept and (newest or self._config.hub_tag_steps):
+            return f"{self._command(push.step, True, not newest)} {does}, as long as its checkpoint is kept"
+        what = "the best" if self._config.hub_strategy == "best" else "the newest"
+        return f"{self._command()} pushes {what}" + ("" if kept else ", for that checkpoint is gone")
 
-    def _command(self, step: int | None = None, checkpoint: bool = False) -> str:
+    def _command(self, step: int | None = None, checkpoint: bool = False, tag_only: bool = False) -> str:
         """The command that pushes the run as it would have done itself: its end, or the checkpoint of ``step``."""
         config = self._config
         words = ["python", "-m", "ddpm_hf", "push", config.output_dir, "--repo-id", config.hub_model_id]
@@ -202,5 +210,5 @@ class Pushes:
         elif config.hub_strategy == "best":
             words += ["--checkpoint", "best"]
         if step is not None and config.hub_tag_steps:
-            words += ["--tag", f"step-{step}"]
+            words += ["--tag", f"step-{step}"] + ["--tag-only"] * tag_only
         return f"`{shlex.join(words)}`"

@@ -553,7 +553,7 @@ class Trainer:
 
     def _push_the_end(self):
         best = self.best_step if self.config.hub_strategy == "best" else None
-        self._pushes.push(best or self.state.step, self._facts(), checkpoint=best is not None)
+        self._pushes.push(best or self.state.step, self._facts(), checkpoint=best is not None, last=True)
 
     def _facts(self) -> dict[str, str]:
         self._count_wall_time()

@@ -133,11 +133,15 @@ def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, c
         "Upload model of step 12"
     ]
     for step, line in zip((4, 8), lines):
-        command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {step} --tag step-{step}`"
+        command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {step} --tag step-{step}"
+        command = f"{command} --tag-only`"
         assert line.endswith(f"when that is mended, {command} pushes it, as long as its checkpoint is kept.")
     assert main(shlex.split(command.strip("`"))[3:]) == 0
     assert hub.repos["model", "alice/run"].tags.keys() == {"step-8", "step-12"}
     assert same_weights(hub, folder / "checkpoints/step-8/pipeline/unet/diffusion_pytorch_model.safetensors", "step-8")
+    assert titles(hub) == ["Upload model of step 12"]  # what is newer stays on top
+    assert same_weights(hub, folder / "pipeline/unet/diffusion_pytorch_model.safetensors")
+    assert set(hub.repos["model", "alice/run"].branches) == {"main"}
 
     shutil.rmtree(folder / "checkpoints/step-8")
     pushes = pushing.Pushes(build_config({**TINY, **HUB, **settings, "output_dir": str(folder)}), print)
@@ -148,6 +152,34 @@ def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, c
     pushes.push(12, {}, checkpoint=False)
     end = f"`python -m ddpm_hf push {folder} --repo-id alice/run --tag step-12` pushes it."
     assert capsys.readouterr().out.endswith(f"{end}\n")
+
+
+@one_storage
+def test_a_failed_push_of_a_checkpoint_without_a_tag_is_finished_by_the_newest(hub, tmp_path, capsys, monkeypatch):
+    """It would cover what the run has pushed since, and nobody would find it below."""
+    monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
+    hub.fault("POST", "/commit/main", times=1, status=403, message="no")
+    folder = tmp_path / "run"
+    tiny_run(folder, **HUB, hub_strategy="every_save", checkpoints_total_limit=9)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step 4:")]
+    command = f"`python -m ddpm_hf push {folder} --repo-id alice/run`"
+    assert line.endswith(f"when that is mended, {command} pushes the newest.")
+    assert main(shlex.split(command.strip("`"))[3:]) == 0
+    assert titles(hub) == ["Upload model of step 8", "Upload model of step 12"]
+
+
+@one_storage
+def test_a_failed_last_push_of_the_best_is_finished_on_top(hub, tmp_path, capsys):
+    hub.fault("POST", "/commit/main", times=10_000, status=403, message="no")
+    folder = tmp_path / "run"
+    options = {"hub_strategy": "best", "hub_tag_steps": True, "validation_steps": 4, "checkpoints_total_limit": 9}
+    best = tiny_run(folder, **HUB, **options).best_step
+    line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step ")][-1]
+    command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {best} --tag step-{best}`"
+    assert f"when that is mended, {command} pushes it" in line
+    hub.faults.clear()
+    assert main(shlex.split(command.strip("`"))[3:]) == 0
+    assert titles(hub) == [f"Upload model of step {best}"]
 
 
 @one_storage
@@ -210,7 +242,8 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_hub(hub, tmp_path, ca
     trainer.train_step = stop_at_six
     assert trainer.train() is None
     out = capsys.readouterr().out
-    assert "warning: step 4 was not pushed yet; `python -m ddpm_hf push" in out
+    command = f"`python -m ddpm_hf push {tmp_path / 'run'} --repo-id alice/run --checkpoint 4`"
+    assert f"warning: step 4 was not pushed yet; {command} does it, as long as its checkpoint is kept." in out
     assert checkpoints_of(tmp_path / "run")[-1].name == "step-6"
     assert not (tmp_path / "run/.push").exists()
 
