@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from driving import open_tab
 from PIL import Image
 from playwright.sync_api import expect
@@ -105,6 +106,29 @@ def test_an_example_disappears_as_t_grows(open_page):
     page.get_by_role("button", name="Denoise from here").click()
     expect(status).to_have_text(re.compile("in [\\d.]+ s"))
     assert page.evaluate("ddpm.parts.forward.run.settings.guidance_scale") == 3
+
+
+@pytest.mark.parametrize("model", ["shapes", "colours"])
+def test_a_model_without_examples_invites_and_makes_one(open_page, model):
+    page = open_page(model)
+    expect(page.locator("#settings .classes[data-plain]")).to_have_count(1 if model == "shapes" else 0)
+    assert page.locator("#settings .class-any").count() == 0  # no pictures, and nothing that stands for them
+    open_tab(page, "Forward")
+    forward = page.locator(FORWARD)
+    expect(forward.get_by_text("Your picture goes here.")).to_be_visible()
+    expect(forward.get_by_text("Press “Denoise from here”.")).to_be_hidden()
+    assert not any(image.is_visible() for image in forward.locator("img").all())
+    page.get_by_role("button", name="Denoise from here").click()
+    expect(forward).to_contain_text("Drop in a picture first.")
+
+    page.get_by_role("button", name="Let the model make one").click()
+    page.wait_for_selector(f"{FORWARD}[data-t]")
+    expect(forward.get_by_text("Your picture goes here.")).to_be_hidden()
+    expect(page.get_by_role("button", name="Let the model make another")).to_be_enabled()
+    made = sources(page)[0]
+    page.locator("#forward-settings").get_by_role("spinbutton", name=re.compile("^Seed")).fill("7")
+    page.get_by_role("button", name="Let the model make another").click()
+    page.wait_for_function(f"(src) => document.querySelector('{FORWARD} .frame img').src !== src", arg=made)
 
 
 def test_a_picture_of_ones_own_by_choosing_and_by_dropping(open_page):

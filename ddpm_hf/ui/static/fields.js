@@ -96,12 +96,14 @@ class ClassField {
         make("span", {}, option.title ?? option.name),
       ),
     );
-    const list = make("div", { class: "classes", "data-many": options.length > MANY_CLASSES }, this.items);
+    const plain = !classes.some(({ src }) => src);
+    const many = options.length > MANY_CLASSES;
+    const list = make("div", { class: "classes", "data-many": many, "data-plain": plain }, this.items);
     this.element = make(
       "fieldset",
       { class: "field class-field" },
       make("legend", {}, legend),
-      options.length > MANY_CLASSES ? this.search(options) : null,
+      many ? this.search(options) : null,
       list,
     );
   }
@@ -109,6 +111,7 @@ class ClassField {
   picture({ src, sheet }) {
     if (sheet) {
       const some = sheet.filter((one) => one.src);
+      if (!some.length) return null;
       const four = [0, 1, 2, 3].map((i) => some[Math.floor((i * some.length) / 4)]).filter(Boolean);
       return make(
         "span",

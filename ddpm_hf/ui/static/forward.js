@@ -7,7 +7,7 @@ class Forward {
     this.settings = settings;
     this.ask = askLatest(
       "noise",
-      (answer) => this.answered(answer),
+      (answer, values) => this.answered(answer, values),
       (error) => this.complain(error),
     );
     this.makeScreen(screen);
@@ -23,6 +23,7 @@ class Forward {
       return { image, caption, element: make("figure", {}, make("div", { class: "frame" }, image), caption) };
     };
     this.original = figure("0", "the picture");
+    this.original.image.before(make("p", { class: "frame-hint bare" }, "Your picture goes here."));
     this.noised = figure("t", "noised");
     this.back = {
       canvas: make("canvas", { role: "img", "aria-label": "Nothing denoised yet", width: 1, height: 1 }),
@@ -89,6 +90,11 @@ class Forward {
         make("img", { src, alt: title }),
       );
     });
+    this.maker = make(
+      "button",
+      { type: "button", class: "pill maker", onclick: () => this.takeMade() },
+      "Let the model make one",
+    );
     const drop = dropZone({
       label: "Drop a picture here",
       hint: "or press to choose one",
@@ -141,6 +147,7 @@ class Forward {
           make("legend", {}, "A picture"),
           this.examples.length ? make("div", { class: "classes examples" }, this.examples) : null,
           drop,
+          examples.length ? null : this.maker,
         ),
         make(
           "div",
@@ -167,7 +174,10 @@ class Forward {
     );
     Object.assign(this, { film: null, run: null });
     this.root.dataset.state = "empty";
-    this.status.textContent = this.picture ? "" : "This model brings no examples: drop in a picture of your own.";
+    if (!this.picture) this.clear();
+    this.status.textContent = this.picture
+      ? ""
+      : "This model brings no examples: drop in a picture of your own, or let the model make one.";
     this.transport.reset(1);
     this.hint.hidden = false;
     this.setT(this.t);
@@ -219,6 +229,36 @@ class Forward {
     }
     for (const example of this.examples) example.firstChild.checked = false;
     return this.refresh();
+  }
+
+  // Until there is a picture; those of another model go.
+  clear() {
+    const images = [this.original.image, this.noised.image, ...this.strip.map((button) => button.firstChild)];
+    for (const image of images) image.removeAttribute("src");
+    delete this.root.dataset.t;
+    this.root.toggleAttribute("data-bare", true);
+  }
+
+  // Where the model brings no examples: a picture of its own, as the settings of Generate make it from this seed.
+  async takeMade() {
+    const say = (words, busy) => {
+      this.maker.textContent = words;
+      this.maker.disabled = busy;
+    };
+    const { description } = this;
+    say("Making one …", true);
+    try {
+      const settings = { ...page.settings, num_images: 1, seed: this.seed.value };
+      if (this.class) settings.class_name = this.class.value;
+      const { data, type } = await ask("export_run", { settings, kind: "png" });
+      if (description !== this.description) return; // another model was chosen meanwhile
+      this.picture = { image: `data:${type};base64,${data}` };
+      this.refresh();
+      say("Let the model make another", false);
+    } catch (error) {
+      say("Let the model make one", false);
+      this.complain(error);
+    }
   }
 
   async offerSettings(file) {
@@ -277,7 +317,9 @@ class Forward {
     return { ...this.picture, t: this.t, seed: this.seed.value, model: this.description.model };
   }
 
-  answered(answer) {
+  answered(answer, { model }) {
+    if (model !== this.description.model) return; // asked for before another was chosen
+    this.root.toggleAttribute("data-bare", false);
     this.original.image.src = answer.original;
     this.noised.image.src = answer.x_t;
     this.noised.image.alt = `The picture at t = ${answer.t}`;
