@@ -125,10 +125,12 @@ def test_a_model_without_examples_invites_and_makes_one(open_page, model):
     page.wait_for_selector(f"{FORWARD}[data-t]")
     expect(forward.get_by_text("Your picture goes here.")).to_be_hidden()
     expect(page.get_by_role("button", name="Let the model make another")).to_be_enabled()
-    made = sources(page)[0]
-    page.locator("#forward-settings").get_by_role("spinbutton", name=re.compile("^Seed")).fill("7")
-    page.get_by_role("button", name="Let the model make another").click()
-    page.wait_for_function(f"(src) => document.querySelector('{FORWARD} .frame img').src !== src", arg=made)
+    for seed in ("", "7"):  # another one, with the seed as it is and with a new one
+        made = sources(page)[0]
+        if seed:
+            page.locator("#forward-settings").get_by_role("spinbutton", name=re.compile("^Seed")).fill(seed)
+        page.get_by_role("button", name="Let the model make another").click()
+        page.wait_for_function(f"(src) => document.querySelector('{FORWARD} .frame img').src !== src", arg=made)
 
 
 def test_a_picture_of_ones_own_by_choosing_and_by_dropping(open_page):

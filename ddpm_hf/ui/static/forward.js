@@ -90,6 +90,7 @@ class Forward {
         make("img", { src, alt: title }),
       );
     });
+    this.made = 0;
     this.maker = make(
       "button",
       { type: "button", class: "pill maker", onclick: () => this.takeMade() },
@@ -248,11 +249,13 @@ class Forward {
     const { description } = this;
     say("Making one …", true);
     try {
-      const settings = { ...page.settings, num_images: 1, seed: this.seed.value };
+      const seed = this.seed.value + this.made; // another at every press
+      const settings = { ...page.settings, num_images: 1, seed };
       if (this.class) settings.class_name = this.class.value;
       const { data, type } = await ask("export_run", { settings, kind: "png" });
       if (description !== this.description) return; // another model was chosen meanwhile
       this.picture = { image: `data:${type};base64,${data}` };
+      this.made += 1;
       this.refresh();
       say("Let the model make another", false);
     } catch (error) {
