@@ -320,6 +320,8 @@ def test_a_push_without_a_token_says_so(hub, exported, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"there is no token for the Hub .401.*; log in with `hf auth login`") as error:
         push(exported, "alice/model")
     assert "does not accept" not in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"the Hub does not accept the token .401"):
+        push(exported, "alice/model", token="hf_nobody")
 
 
 # ---- push of a run

@@ -154,13 +154,11 @@ def explained(error: Exception, limits: Limits = USUAL) -> str:
 
 
 def _of_status(error: Exception, status: int, limits: Limits) -> str:
-    from huggingface_hub import get_token
-
     said = " ".join((getattr(error, "server_message", None) or "").split()).rstrip(".")
     said = f": {said}" if said else ""
     if without_reason(error):
         said = ", its storage does not say why; often there is no room left in the account, or in the organisation"
-    if status == 401 and get_token() is None:
+    if status == 401 and _without_token(error):
         return f"there is no token for the Hub (401{said}); {LOG_IN} with the role write."
     if status == 401:
         return f"the Hub does not accept the token (401{said}); {LOG_IN} that is valid."
@@ -176,3 +174,14 @@ def _of_status(error: Exception, status: int, limits: Limits) -> str:
     if status in MOVED_ON:
         return f"others keep changing the repository ({status}{said}); the same command tries again."
     return f"the Hub refuses this ({status}{said})."
+
+
+def _without_token(error: Exception) -> bool:
+    """Whether nobody is logged in, and the refused request brought no token of its own."""
+    from huggingface_hub import get_token
+
+    try:
+        brought = "authorization" in error.response.request.headers
+    except (AttributeError, RuntimeError):  # of one that httpx did not make
+        brought = False
+    return not brought and get_token() is None
