@@ -97,6 +97,20 @@ def test_lanes_are_added_removed_and_stopped(open_page):
     expect(page.locator(".distances")).to_contain_text("Stopped before the distances were measured.")
     expect(page.locator(".lane-top input").first).to_be_enabled()
 
+    # one that is edited while its picture is being decoded draws it no more, and nothing else happens
+    drawn = page.evaluate("""async () => {
+      const { compare } = ddpm.parts, [lane] = compare.lanes, { film } = lane, picture = film.picture;
+      film.picture = async (frame) => {
+        const sheet = await picture.call(film, frame);
+        lane.steps.value = 7;
+        lane.steps.dispatchEvent(new Event("input"));
+        return sheet;
+      };
+      return await compare.paintLane(lane, 1, compare.run);
+    }""")
+    assert drawn is False
+    expect(lanes.first.locator("canvas")).to_have_attribute("aria-label", "No pictures of these settings yet")
+
 
 def test_a_press_while_distances_are_measured_starts_anew(open_page):
     page = open_page()

@@ -287,11 +287,12 @@ class Compare {
   }
 
   async paintLane(lane, at, run) {
-    if (!lane.film) return false;
-    const index = Math.min(lane.film.newest, Math.round((at / this.transport.total) * lane.film.total));
-    const frame = lane.film.nearest(index);
-    const sheet = frame && (await lane.film.picture(frame));
-    if (!sheet || run.run !== this.run.run) return false;
+    const { film } = lane;
+    if (!film) return false;
+    const index = Math.min(film.newest, Math.round((at / this.transport.total) * film.total));
+    const frame = film.nearest(index);
+    const sheet = frame && (await film.picture(frame));
+    if (!sheet || film !== lane.film) return false; // changed, or run anew, in the meantime
     lane.sheet = sheet;
     drawTiles(
       lane.canvas,
@@ -302,7 +303,7 @@ class Compare {
     );
     lane.canvas.setAttribute(
       "aria-label",
-      `${run.seeds.length} images by ${lane.made.title}, step ${index} of ${lane.film.total}`,
+      `${run.seeds.length} images by ${lane.made.title}, step ${index} of ${film.total}`,
     );
     return true;
   }
