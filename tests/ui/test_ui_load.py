@@ -1,4 +1,4 @@
-"""The load of honest and hostile clients, for a minute; benchmarks/space_load.py runs it for as long as one likes."""
+"""The load of honest and hostile clients, for one minute and ten; benchmarks/space_load.py does it for hours."""
 
 import pytest
 from app_server import export_tiny
@@ -18,6 +18,15 @@ def test_a_minute_of_everything(tmp_path, monkeypatch, capsys):
     assert space_load.failures(result, max_growth=0.15) == []
     assert "refused with the right message" in capsys.readouterr().out
     assert result["kinds"] >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_minutes_of_everything_with_the_embedded_model():
+    result = space_load.measure(None, minutes=10, clients=32, honest=16)
+    space_load.report(result)
+    assert space_load.failures(result) == []
+    assert result["kinds"] >= 60
 
 
 def test_failures_are_told():
