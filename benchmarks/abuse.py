@@ -507,17 +507,18 @@ def jobs_of_one_session(target: Target) -> Seen:
 
 
 def jobs_of_one_address(target: Target) -> Seen:
-    """Eight are taken, each of a session of its own; answers that took long: see ``jobs_of_one_session``."""
+    """Eight are taken, each of a session of its own; where the queue is full, others may be refused for that before
+    the ninth is for its address. Answers that took long: see ``jobs_of_one_session``."""
     for _ in range(5):
         began = time.monotonic()
         with ThreadPoolExecutor(9) as pool:
             answers = list(pool.map(lambda _: _join_long(target)[0], range(9)))
-        refusal = next((answer for answer in answers if answer.how == 429), None)
-        if refusal is not None:
-            return refusal
+        refusals = [answer for answer in answers if answer.how != 200]
+        if refusals:
+            return next((answer for answer in refusals if answer.how == 429), refusals[-1])
         if time.monotonic() - began < 3:
             break
-    return answers[-1]
+    return Seen(200, "9 jobs of one address were taken")
 
 
 def _first(target: Target, session: str, kind: str):
