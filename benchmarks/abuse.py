@@ -491,34 +491,33 @@ def unread_joins(target: Target) -> Seen:
     return [_join_long(target)[0] for _ in range(3)][-1]
 
 
-def jobs_of_one_session(target: Target) -> Seen:
-    """Three are taken. Where the queue is full, an unread job may be let go after three seconds, and makes room for
-    another: answers that took longer tell nothing, and are asked for again."""
+def _refusals(target: Target, asked: int, most: int, one_session: bool) -> list[Seen]:
+    """What so many jobs at once are refused with; [] if more than ``most`` were taken. Where the queue is full, an
+    unread job may be let go after three seconds, and makes room for another: answers that took longer tell nothing,
+    and are asked for again."""
     for _ in range(5):
-        session, began = uuid.uuid4().hex, time.monotonic()
-        with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _, session=session: _join_long(target, session)[0], range(6)))
+        session, began = uuid.uuid4().hex if one_session else None, time.monotonic()
+        with ThreadPoolExecutor(asked) as pool:
+            answers = list(pool.map(lambda _, session=session: _join_long(target, session)[0], range(asked)))
         refusals = [answer for answer in answers if answer.how != 200]
-        if len(refusals) >= 3:
-            return next((answer for answer in refusals if answer.how != 429), refusals[-1])
+        if len(refusals) >= asked - most:
+            return refusals
         if time.monotonic() - began < 3:
             break
-    return Seen(200, f"{6 - len(refusals)} jobs of one session were taken")
+    return []
+
+
+def jobs_of_one_session(target: Target) -> Seen:
+    """Three are taken."""
+    refusals = _refusals(target, 6, 3, one_session=True) or [Seen(200, "more than 3 jobs of one session were taken")]
+    return next((answer for answer in refusals if answer.how != 429), refusals[-1])
 
 
 def jobs_of_one_address(target: Target) -> Seen:
-    """Eight are taken, each of a session of its own; where the queue is full, others may be refused for that before
-    the ninth is for its address. Answers that took long: see ``jobs_of_one_session``."""
-    for _ in range(5):
-        began = time.monotonic()
-        with ThreadPoolExecutor(9) as pool:
-            answers = list(pool.map(lambda _: _join_long(target)[0], range(9)))
-        refusals = [answer for answer in answers if answer.how != 200]
-        if refusals:
-            return next((answer for answer in refusals if answer.how == 429), refusals[-1])
-        if time.monotonic() - began < 3:
-            break
-    return Seen(200, "9 jobs of one address were taken")
+    """Eight are taken, each of a session of its own; a full queue may refuse some before the address refuses the
+    ninth."""
+    refusals = _refusals(target, 9, 8, one_session=False) or [Seen(200, "9 jobs of one address were taken")]
+    return next((answer for answer in refusals if answer.how == 429), refusals[-1])
 
 
 def _first(target: Target, session: str, kind: str):
