@@ -11,15 +11,16 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
-from ddpm_hf.errors import Parser, UserError, run_command
+from ddpm_hf.errors import Parser, UserError, echo, run_command
 
 GOODBYE_SECONDS = 1.0  # for visitors to be told that their run was stopped
 END_SECONDS = 10.0  # a Space is killed some time after it is asked to stop
 
 
 def main(argv: list[str]) -> int:
-    """Serve the page until interrupted; 0 after that, 2 for a mistake of the user's, told in one line."""
+    """Serve the page until interrupted; returns 0, or 2 after a one-line error for a user's mistake."""
 
     def run():
         arguments = _parse(argv)
@@ -46,14 +47,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _own_folder():
-    """A folder for what visitors send, gone at the end; unless GRADIO_TEMP_DIR names one."""
-    if os.environ.get("GRADIO_TEMP_DIR"):
-        yield
-        return
-    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="ddpm_hf-")
+    """A new folder for Gradio, inside GRADIO_TEMP_DIR if that is set, and deleted at the end.
+
+    Gradio makes folders there. Nothing else is deleted: others may keep their files in GRADIO_TEMP_DIR.
+    """
+    given = os.environ.get("GRADIO_TEMP_DIR", "")
+    parent = os.path.abspath(given or tempfile.gettempdir())
     try:
-        yield
+        os.makedirs(parent, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="ddpm_hf-", dir=parent)
+    except OSError as error:
+        raise UserError(f"cannot create a folder in {parent}: {error.strerror}; set GRADIO_TEMP_DIR.") from None
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield Path(folder)
     finally:
+        os.environ["GRADIO_TEMP_DIR"] = given  # empty is the same as not set
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -63,72 +72,76 @@ def _serve(arguments: argparse.Namespace):
 
     from ddpm_hf.devices import best_device, best_dtype, leave_cores
     from ddpm_hf.hub import load_allowed
-    from ddpm_hf.ui.models import memory_from_environment, models_from_environment
+    from ddpm_hf.memory import memory_from_environment
+    from ddpm_hf.ui.addresses import trusted_proxies
+    from ddpm_hf.ui.models import MAX_MEMORY, models_from_environment
 
+    trusted_proxies()  # reports a mistake in it now
     (model, *others), port = models_from_environment(arguments.model), arguments.port
     revision, device = arguments.revision or os.environ.get("MODEL_REVISION") or None, best_device()
     trust, cores = arguments.trust_remote_code, leave_cores()
     pipeline = load_allowed(model, revision=revision, trust_remote_code=trust, device=device, dtype=best_dtype(device))
 
-    # after the model, so that a wrong one is told at once: this takes seconds
-    from ddpm_hf.ui.attendance import AttendedQueue
+    # after the model, so that a wrong one is reported at once: this takes seconds
+    from ddpm_hf.ui.attendance import Attendance
     from ddpm_hf.ui.connections import tighten
     from ddpm_hf.ui.guard import Gate
     from ddpm_hf.ui.journal import Journal, log_to_stdout
-    from ddpm_hf.ui.look import launch_options
-    from ddpm_hf.ui.page import build_page, model_name
+    from ddpm_hf.ui.models import shown_name
     from ddpm_hf.ui.runs import Engine
+    from ddpm_hf.ui.server import build_server, launch_options, read_endpoints
 
     load = functools.partial(load_allowed, trust_remote_code=trust, device=device, dtype=best_dtype(device))
-    engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment(), cores=cores)
-    page = build_page(engine, model_name(model))
-    journal = Journal()
-    gate = Gate(AttendedQueue.take_over(page, journal), journal)
+    engine = Engine(pipeline, model, others, load, max_memory=memory_from_environment() or MAX_MEMORY, cores=cores)
+    gate = Gate(Attendance(engine.worker.cancel_session), Journal())
+    server = build_server(engine, shown_name(model), gate)
     log_to_stdout()
     host = "0.0.0.0" if os.environ.get("SPACE_ID") else None
     try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            **launch_options(),
-            **gate.launch_options(),
+        _, url, _ = server.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **launch_options()
         )
     except OSError:
         taken = f"port {port} is" if port else "ports 7860 to 7959 are"
         raise UserError(f"{taken} in use: choose another with --port.") from None
-    tighten(page.server)
+    gate.endpoints.update(read_endpoints(url))
+    tighten(server.get_blocks().server)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    print(f"open {url}", flush=True)
-    stopped.wait()
-    _end(page, engine, gate)
+    echo(f"open {url}")
+    while not stopped.wait(1):  # on Windows, Ctrl-C does not end a wait without a limit
+        pass
+    _end(engine, gate)
 
 
-def _end(page, engine, gate):
+def _end(engine, gate):
     """Refuse new jobs, end the runs, tell those who watch them, close the server: within ``END_SECONDS``."""
+    import gradio as gr
+
     last_resort = threading.Timer(END_SECONDS, _give_up)  # in a step that takes longer than that
     last_resort.daemon = True
     last_resort.start()
     gate.close()
     engine.close()
     told = time.monotonic() + GOODBYE_SECONDS
-    while gate.queue.jobs() and time.monotonic() < told:
+    while (gate.streams or gate.attendance.calls) and time.monotonic() < told:
         time.sleep(0.05)
-    page.close(verbose=False)
+    gr.close_all(verbose=False)
     last_resort.cancel()
 
 
 def _give_up():
-    print(f"something did not end within {END_SECONDS:g} s; leaving all the same", flush=True)
+    echo(f"something did not end within {END_SECONDS:g} s; leaving all the same")
     os._exit(0)
 
 
 def leave(status: int):
     """End the process, with all that asked to be told of it, but without Python taking apart what is in memory: with
     torch that takes seconds, during which a server that was asked to stop seems to hang."""
+    last_resort = threading.Timer(END_SECONDS, os._exit, [status])  # one of these may wait for another thread
+    last_resort.daemon = True
+    last_resort.start()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,6 +17,7 @@
 #     "jinja2>=3.1",
 #     "torch-fidelity>=0.4",
 #     "tenacity>=9.0",
+#     "psutil>=6",
 # ]
 # ///
 """Train a DDPM on your images: ``accelerate launch train.py --config configs/fashion_mnist.yaml [--setting value]``.
@@ -29,8 +30,8 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """Train as ``argv`` says; 0 when done or asked to stop, 2 for a mistake of the user's, told in one line."""
-    from ddpm_hf.errors import run_command
+    """Train as ``argv`` says; returns 0 when done or asked to stop, 2 after a one-line error for a user's mistake."""
+    from ddpm_hf.errors import echo, run_command
     from ddpm_hf.stopping import StopRequested, StopSignal
 
     def run():
@@ -50,10 +51,10 @@ def main(argv: list[str]) -> int:
             return run_command(run)
         except StopRequested:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"stopped before the first step ({stop.reason}); the same command goes on.")
+                echo(f"stopped before the first step ({stop.reason}); the same command goes on.")
             return 0
         except KeyboardInterrupt:
-            print("ended at once; the newest checkpoint is whole, and the same command goes on from it.")
+            echo("ended at once; the newest checkpoint is whole, and the same command goes on from it.")
             return 130
 
 

@@ -1,27 +1,38 @@
 """What a public server has to bear: kinds of abuse, each with what is to be answered. Only ever to 127.0.0.1.
 
 ``ABUSES`` is used by the tests, one by one, and by ``space_load.py``, mixed and for an hour.
+
+    python benchmarks/abuse.py http://127.0.0.1:7860    # two connections do their worst: how late are the others?
 """
 
 import base64
+import itertools
 import json
 import math
 import random
 import re
 import socket
 import struct
+import sys
+import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
 
-API = "/gradio_api"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from hostile.bodies import API, BODIES, FULL_PICTURE, HEADERS, JOIN, LOOP_BLOCKERS, HostileRequest
+
+PAGE = "/page"
 SECONDS = 60.0  # for an answer on a busy machine
 
 
@@ -37,8 +48,7 @@ class Target:
 
     Attributes:
         endpoints: arguments of the API's endpoints with their defaults, by name.
-        functions: (number, number of inputs) of all functions of the page that run on the server.
-        calls: (component, name) of all functions that the page's script calls beside the queue.
+        functions: (number, number of inputs) of all endpoints.
     """
 
     def __init__(self, url: str, address: str | None = None):
@@ -49,17 +59,14 @@ class Target:
         self.place = parts.hostname, parts.port
         self.address = address or ".".join(str(random.randint(11, 99)) for _ in range(4))
         self.http = httpx.Client(base_url=self.url, headers={"X-Forwarded-For": self.address}, timeout=SECONDS)
-        self.endpoints, self.functions, self.calls, self._numbers = {}, [], [], {}
+        self.endpoints, self.functions, self._numbers = {}, [], {}
 
     def look(self) -> "Target":
         """Read what the server says of its functions."""
         config = self.http.get("/config").json()
         for function in config["dependencies"]:
-            if function["backend_fn"]:
-                self.functions.append((function["id"], len(function["inputs"])))
-                self._numbers[function["api_name"]] = function["id"]
-        for component in config["components"]:
-            self.calls += [(component["id"], name) for name in component["props"].get("server_fns") or []]
+            self.functions.append((function["id"], len(function["inputs"])))
+            self._numbers[function["api_name"]] = function["id"]
         for name, about in self.http.get(f"{API}/info").json()["named_endpoints"].items():
             self.endpoints[name[1:]] = {p["parameter_name"]: p.get("parameter_default") for p in about["parameters"]}
         return self
@@ -67,8 +74,7 @@ class Target:
     def like(self) -> "Target":
         """The same server, seen from another address."""
         other = Target(self.url)
-        other.endpoints, other.functions, other.calls = self.endpoints, self.functions, self.calls
-        other._numbers = self._numbers
+        other.endpoints, other.functions, other._numbers = self.endpoints, self.functions, self._numbers
         return other
 
     def close(self):
@@ -129,6 +135,34 @@ class Target:
     def call(self, endpoint: str, **values) -> Seen:
         """An endpoint with these arguments, and defaults for the others."""
         return self.run(self.number_of(endpoint), self.data_for(endpoint, **values))
+
+    # ---- as the page
+
+    def ask(self, name: str, values, session: str = "a") -> Seen:
+        """One of the page's questions."""
+        return self.post(f"{PAGE}/{name}", {**values, "session": session})
+
+    @contextmanager
+    def page_run(self, what: str, values, session: str | None = None) -> Iterator[Iterator[dict]]:
+        """A run as the page makes it: its events as they come. At the end of the block the connection is closed."""
+        body = json.dumps({"what": what, "values": values, "session": session or uuid.uuid4().hex})
+        headers = {"content-type": "application/json"}
+        with self.http.stream("POST", f"{PAGE}/run", content=body, headers=headers) as response:
+            if response.status_code == 200:
+                lines = (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+                yield map(json.loads, lines)
+            else:
+                yield iter([{"error": line_in(response.read()), "status": response.status_code}])
+
+    def press(self, what: str, values, *, whole: bool = True) -> Seen:
+        """A run of the page read to its end, or unless ``whole`` until there is an event: it is taken, then."""
+        with self.page_run(what, values) as events:
+            for event in events:
+                if "error" in event:
+                    return Seen(event.get("status", "error"), event["error"])
+                if not whole or event.get("state") == "done":
+                    return Seen("done")
+        return Seen("closed")
 
     def raw(self, *parts: bytes, seconds: float = SECONDS) -> Seen:
         """Bytes on a socket; the status of what comes back."""
@@ -209,6 +243,7 @@ WORDS = {
     "num_images": "umber of images must be a whole number",
     "seed": "eed must be a whole number",
     "guidance_scale": "uidance scale must be a number",
+    "guidance_interval": "uidance interval must",
     "sampler": "ampler",
     "class_name": "lass",
 }
@@ -217,6 +252,7 @@ VALUES = {
     "num_images": [NAN, None, False, 1.5, "4", [4], 0, 65, -(10**18)],
     "seed": [NAN, None, True, 0.5, "0", [0], -1, 2**32],
     "guidance_scale": [NAN, -INF, None, True, "1", [1], 21, -0.5],
+    "guidance_interval": [None, True, 5, "0,400", [5], [5, 1], [0, 1001], [0, None], {}],
     "sampler": [None, True, 1, "magic", ["dpm"], "../../etc/passwd", "<script>alert(1)</script>", "x" * 100_000],
     "class_name": [None, True, 1.5, "hat", ["circle"], {"a": 1}, "<img src=x onerror=alert(1)>", "\x00\u202e"],
 }
@@ -237,113 +273,25 @@ def value_abuses() -> list[Abuse]:
 
 # ---- bodies
 
-JOIN = f"{API}/queue/join"
 
-
-def body_abuses() -> list[Abuse]:
-    def joined(**fields):
-        def act(target):
-            good = {"data": target.data_for("generate"), "fn_index": target.number_of("generate"), "session_hash": "a"}
-            return target.post(JOIN, {**good, **fields})
-
-        return act
-
-    def post(value=None, path=JOIN, **options):
-        return lambda target: target.post(path, value, **options)
-
-    deep = "[" * 100 + "]" * 100
-    return [
-        Abuse("JSON of 8 MB", post(body=b'{"data": ["' + b"x" * 8_000_000 + b'"]}'), (413,), "at most 6.7 MB"),
-        Abuse("deep JSON", post(body=f'{{"data": {deep}}}'), (400,), "nested"),
-        Abuse("deeper JSON", post(body="[" * 200_000), (400,), "not JSON"),
-        Abuse("a hundred thousand values", post({"data": [0] * 100_000}), (400,), "too many values"),
-        Abuse("not JSON", post(body="hello"), (400,), "not JSON"),
-        Abuse("nothing", post(body=b""), (400,), "not JSON"),
-        Abuse("half a JSON", post(body='{"data": ['), (400,), "not JSON"),
-        Abuse("JSON list", post([1, 2]), (400,), "JSON object"),
-        Abuse("JSON null", post(body="null"), (400,), "JSON object"),
-        Abuse("UTF-16", post(body='{"data": "\\ud800"}'.encode("utf-16-be")), (400,), ""),
-        Abuse("broken UTF-8", post(body=b'{"data": "\xff\xfe"}'), (400,), "not JSON"),
-        Abuse("number of 10,000 digits", post(body='{"data": [' + "9" * 10_000 + "]}"), (400,), "not JSON"),
-        Abuse("a form", post(body="data=1", kind="application/x-www-form-urlencoded"), (415,), "JSON"),
-        Abuse("XML", post(body="<a/>", kind="text/xml"), (415,), "JSON"),
-        Abuse("gzip", post(body=zlib.compress(b"x" * 10**7), content_encoding="gzip"), (415,), "compressed"),
-        Abuse("unknown function", joined(fn_index=10**9), (404,), "no such function"),
-        Abuse("negative function", joined(fn_index=-1), (404,), "no such function"),
-        Abuse("function true", joined(fn_index=True), (400,), "whole number"),
-        Abuse("function as text", joined(fn_index="0"), (400,), "whole number"),
-        Abuse("function missing", joined(fn_index=None), (400,), "whole number"),
-        Abuse("session missing", joined(session_hash=None), (400,), "session_hash is missing"),
-        Abuse("session as list", joined(session_hash=["a"]), (400,), "session_hash must be"),
-        Abuse("session of 10,000 letters", joined(session_hash="a" * 10_000), (400,), "session_hash must be"),
-        Abuse("session with a path", joined(session_hash="../../etc"), (400,), "session_hash must be"),
-        Abuse("session with markup", joined(session_hash="<script>"), (400,), "session_hash must be"),
-        Abuse("data null", joined(data=None), (400,), "must be a list"),
-        Abuse("data object", joined(data={"0": 1}), (400,), "must be a list"),
-        Abuse("too few data", joined(data=[]), (400,), "values, not 0"),
-        Abuse("too many data", joined(data=[1] * 50), (400,), "values, not 50"),
-        Abuse("batched", joined(batched=True), (400,), "not taken"),
-        Abuse("simple_format", joined(simple_format=True), (400,), "not taken"),
-        Abuse("oauth_token", joined(oauth_token="hf_stolen"), (400,), "not taken"),
-        Abuse("unknown endpoint", post({"data": []}, f"{API}/call/magic"), (404,), "no such function"),
-        Abuse("endpoint with dots", post({"data": []}, f"{API}/call/..%2f..%2frun"), (404,), ""),
-        Abuse("unknown argument", post({"magic": 1}, f"{API}/call/v2/generate"), (400,), "argument"),
-        Abuse("around the queue", around_the_queue, (404,), "nothing at this address"),
-        Abuse("file of another server", joined_file("http://127.0.0.1:1/x.png"), (400,), "not its address"),
-        Abuse("file of the metadata service", joined_file("http://169.254.169.254/latest"), (400,), "not its address"),
-        Abuse("file by file:", joined_file("file:///etc/passwd"), (400,), "not its address"),
-        Abuse(
-            "method of a component", post(component_call("__class__"), f"{API}/component_server"), (404,), "component"
-        ),
-        Abuse("no such component", post(component_call("x"), f"{API}/component_server"), (404,), "component"),
-        Abuse("cancel nothing", post({"session_hash": "a", "fn_index": -5, "event_id": "x"}, f"{API}/cancel"), (404,)),
-        Abuse("cancel with 1 MB", post({"session_hash": "a" * 10**6}, f"{API}/cancel"), (413,), "at most 16 kB"),
-        Abuse("reset without event", post({}, f"{API}/reset"), (422,), "lacks a field"),
-    ]
-
-
-def around_the_queue(target: Target) -> Seen:
-    return target.post(f"{API}/run/generate", {"data": target.data_for("generate")})
-
-
-def joined_file(path: str):
-    def act(target):
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        return target.join(target.number_of("generate"), target.data_for("generate", class_name=file))[0]
+def sent(request: HostileRequest) -> Callable[[Target], Seen]:
+    def act(target: Target) -> Seen:
+        good = {"data": target.data_for("generate"), "fn_index": target.number_of("generate"), "session_hash": "a"}
+        headers = {"content-type": request.kind, **request.headers}
+        return target.send(request.method, request.path, content=request.content(good), headers=headers)
 
     return act
 
 
-def component_call(name: str) -> dict:
-    return {"data": 1, "component_id": 1, "session_hash": "a", "fn_name": name}
+def body_abuses() -> list[Abuse]:
+    return [Abuse(request.name, sent(request), request.hows, request.words) for request in BODIES]
 
 
-# ---- files
+def header_abuses() -> list[Abuse]:
+    def act(name: str, value: str):
+        return lambda target: target.send("GET", "/config", headers={name: value})
 
-
-def upload(*files: tuple[str, bytes]):
-    return lambda target: target.send("POST", f"{API}/upload", files=[("files", file) for file in files])
-
-
-def upload_abuses() -> list[Abuse]:
-    path = f"{API}/upload"
-    form = "multipart/form-data"
-    return [
-        Abuse("file of 6 MB", upload(("a.png", b"x" * 6_000_000)), (413,), "at most 5.1 MB"),
-        Abuse("five files", upload(*[("a.png", b"x")] * 5), (400,), "at a time, not 5"),
-        Abuse("a thousand files", upload(*[(f"{i}", b"") for i in range(1000)]), (400,), "not 1000"),
-        Abuse("no file", lambda target: target.post(path, body=b"", kind=f"{form}; boundary=x"), (400,), "not 0"),
-        Abuse("upload of JSON", lambda target: target.post(path, {}), (415,), "multipart"),
-        Abuse("form without boundary", lambda target: target.post(path, body=b"filename=a", kind=form), (400, 500)),
-        Abuse("form cut short", cut_form, (200, 400)),
-        Abuse("file name with a path", upload(("../../../x.png", b"x")), (200, 400)),
-        Abuse("file name of 5000 letters", upload(("a" * 5000 + ".png", b"x")), (200, 413)),
-    ]
-
-
-def cut_form(target: Target) -> Seen:
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n'
-    return target.post(f"{API}/upload", body=body, kind="multipart/form-data; boundary=x")
+    return [Abuse(f"{name}: {value}", act(name, value), (200,)) for name, value in HEADERS]
 
 
 # ---- addresses and methods
@@ -355,6 +303,7 @@ def path_abuses() -> list[Abuse]:
 
     closed = ["/monitoring", "/monitoring/summary", "/login", "/user", f"{API}/deep_link?session_hash=a"]
     closed += [f"{API}/{name}" for name in ("proxy=http://127.0.0.1:1/", "runs", "run-history/buckets", "vibe-code")]
+    closed += ["/assets/index.js", "/static/img/logo.svg", "/svelte/x.js", "/theme.css", "/docs", "/openapi.json"]
     closed += [
         f"{API}/stream/a/b/1/playlist-file",
         f"{API}/profiling/traces",
@@ -375,8 +324,10 @@ def path_abuses() -> list[Abuse]:
     return [
         *(Abuse(f"closed: {path[:40]}", get(path), (404,), "nothing at this address") for path in closed),
         *(Abuse(f"file {path!r}", get(f"{API}/file={path}" if "\x01" not in path else f"{API}/file=%00%01"),
-                (403, 404, 400)) for path in files),
-        Abuse("file of a web server", get(f"{API}/file=http://127.0.0.1:1/x"), (403,), "other servers"),
+                (404, 400)) for path in files),
+        Abuse("file of a web server", get(f"{API}/file=http://127.0.0.1:1/x"), (404,), "nothing at this address"),
+        Abuse("parts above", get(f"{PAGE}/..%2f..%2fapp.py"), (404,)),
+        Abuse("a part that is not there", get(f"{PAGE}/server.py"), (404,)),
         Abuse("assets above", get("/assets/..%2f..%2f..%2fetc%2fpasswd"), (403, 404)),
         Abuse("static above", get("/static/..%2f..%2fapp.py"), (403, 404)),
         Abuse("theme above", get("/svelte/..%2f..%2fapp.py"), (403, 404)),
@@ -446,7 +397,7 @@ def endless_chunks(target: Target) -> Seen:
 
 def left_in_body(target: Target) -> Seen:
     with socket.create_connection(target.place, timeout=SECONDS) as connection:
-        head = http(f"POST {API}/upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 4000000")
+        head = http(f"POST {API}/queue/join", "Content-Type: application/json", "Content-Length: 4000000")
         connection.sendall(head + b"x" * 100_000)
     return Seen("closed")
 
@@ -469,12 +420,14 @@ def behaviour_abuses() -> list[Abuse]:
         Abuse("joins that are never read", unread_joins, (200,)),
         Abuse("six jobs of one session at once", jobs_of_one_session, (429,), "requests of yours are waiting"),
         Abuse("nine tabs", jobs_of_one_address, (429,), "from your address"),
-        Abuse("a tab closed while it runs", tab_closed, (200,)),
-        Abuse("a tab closed before the first frame", tab_closed_at_once, (200,)),
+        Abuse("a tab closed while it runs", tab_closed, ("done",)),
+        Abuse("a tab closed before the first frame", tab_closed_at_once, ("done",)),
+        Abuse("a program that leaves while it runs", program_left, (200,)),
+        Abuse("six runs of one tab at once", runs_of_one_tab, ("error",), "of your requests are waiting already"),
         Abuse("cancelled before the first frame", cancelled_at_once, (200,)),
         Abuse("cancelled ten times", cancelled_often, (200,)),
         Abuse("two readers of one stream", two_readers, (200,)),
-        Abuse("hundred heartbeats", many_heartbeats, (429,), "connections open"),
+        Abuse("150 heartbeats", many_heartbeats, (429,), "connections open"),
         Abuse("a flood of requests", flood, (200, 429)),  # 200: too slow a machine for one
     ]
 
@@ -530,19 +483,32 @@ def _first(target: Target, session: str, kind: str):
         stream.close()
 
 
-def tab_closed(target: Target) -> Seen:
+def program_left(target: Target) -> Seen:
     answer, session = _join_long(target)
     if answer.how == 200:
         _first(target, session, "process_generating")
     return answer
 
 
+def tab_closed(target: Target) -> Seen:
+    return target.press("generate", {**LONG, "seed": _seed()}, whole=False)
+
+
 def tab_closed_at_once(target: Target) -> Seen:
-    answer, session = _join_long(target)
-    if answer.how == 200:
-        with target.http.stream("GET", f"{API}/queue/data", params={"session_hash": session}):
-            pass
-    return answer
+    with target.page_run("generate", {**LONG, "seed": _seed()}):
+        return Seen("done")
+
+
+def runs_of_one_tab(target: Target) -> Seen:
+    """Four are taken, and the others told why not."""
+    session = uuid.uuid4().hex
+    with ExitStack() as stack:
+        for _ in range(6):
+            values = {**LONG, "seed": _seed()}
+            event = next(stack.enter_context(target.page_run("generate", values, session)))
+            if "error" in event:
+                return Seen(event.get("status", "error"), event["error"])
+    return Seen(200, "more than four runs of one tab were taken")
 
 
 def cancelled_at_once(target: Target, times: int = 1) -> Seen:
@@ -572,7 +538,7 @@ def many_heartbeats(target: Target) -> Seen:
     head = http(f"GET {API}/heartbeat/{uuid.uuid4().hex}", f"X-Forwarded-For: {target.address}")
     open_ones = []
     try:
-        for _ in range(100):
+        for _ in range(150):
             connection = socket.create_connection(target.place, timeout=SECONDS)
             connection.sendall(head)
             open_ones.append(connection)
@@ -666,8 +632,83 @@ def as_url(content: bytes) -> str:
 ABUSES = [
     *value_abuses(),
     *body_abuses(),
-    *upload_abuses(),
+    *header_abuses(),
     *path_abuses(),
     *socket_abuses(),
     *behaviour_abuses(),
 ]
+
+
+# ---- how late everybody else is
+
+
+def lateness(url: str, seconds: float = 10.0, connections: int = 2) -> dict[str, float]:
+    """What others notice while ``connections`` repeat the requests that take the server the most time.
+
+    Returns:
+        In milliseconds: "healthz", the 99th percentile of its answers; "frames", the longest pause between two values
+        of a running job, beyond the longest of the same job when the server is left alone. And "sent": the number of
+        requests of the attack.
+    """
+    base = Target(url).look()
+    alone = _longest_pause(base, seconds)
+    stop, sent_requests = threading.Event(), []
+    attack = [(kind.path, kind.content({})) for kind in LOOP_BLOCKERS] + _full_pictures(base)
+
+    def attacker(number: int):
+        target, rng = base.like(), random.Random(number)
+        while not stop.is_set():
+            path, body = rng.choice(attack)
+            sent_requests.append(target.post(path, body=body))
+        target.close()
+
+    def visitor() -> list[float]:
+        waits, target = [], base.like()
+        while not stop.is_set():
+            began = time.monotonic()
+            target.http.get("/healthz").raise_for_status()
+            waits.append(time.monotonic() - began)
+            time.sleep(0.02)
+        return waits
+
+    with ThreadPoolExecutor(connections + 1) as pool:
+        attackers = [pool.submit(attacker, number) for number in range(connections)]
+        waits = pool.submit(visitor)
+        try:
+            pause = _longest_pause(base, seconds)
+        finally:
+            stop.set()
+        for future in attackers:
+            future.result()
+    ordered = sorted(waits.result())
+    slowest = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return {"healthz": 1000 * slowest, "frames": 1000 * max(0.0, pause - alone), "sent": len(sent_requests)}
+
+
+def _full_pictures(target: Target) -> list[tuple[str, bytes]]:
+    """Requests that pass the door: a question of the page, and a job."""
+    values = {"image": FULL_PICTURE, "t": 1}
+    job = {"data": target.data_for("noise", **values), "fn_index": target.number_of("noise"), "session_hash": "a"}
+    return [(f"{PAGE}/noise", json.dumps({**values, "session": "a"}).encode()), (JOIN, json.dumps(job).encode())]
+
+
+def _longest_pause(base: Target, seconds: float) -> float:
+    """Between two values of a long run, in seconds."""
+    target = base.like()
+    answer, session = _join_long(target)
+    if answer.how != 200:
+        raise RuntimeError(f"the server takes no job: {answer}")
+    stream, times = target.messages(session), []
+    for message in stream:
+        if message["msg"] == "process_generating":
+            times.append(time.monotonic())
+        if message["msg"] == "process_completed" or (times and times[-1] - times[0] > seconds):
+            break
+    stream.close()
+    target.close()
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
+if __name__ == "__main__":
+    for name, value in lateness(sys.argv[1]).items():
+        print(f"{name:8} {value:8.0f}" + (" ms" if name != "sent" else " requests"))

@@ -6,7 +6,7 @@ Both sides train the small network and save every ``--every`` steps; one pushes 
 (``hub_strategy: every_save``), to the Hub double of the tests, which answers every request ``--delay`` seconds late and
 reads uploads at ``--rate`` bytes a second. Every side of a round runs in a process of its own, one after the other.
 A side's figure is images a second over its whole loop, checkpoints and samples included, of its best round; what is
-waited for after the last step is told beside it.
+waited for after the last step is printed beside it.
 """
 
 import argparse
@@ -35,14 +35,14 @@ def measure(side: str, folder: str, steps: int, every: int, batch: int) -> dict:
     if side == "pushes":
         arguments += ["--push_to_hub", "--hub_model_id", "alice/run", "--hub_strategy", "every_save"]
     trainer = Trainer(load_config(arguments))
-    loop, times = trainer._loop, []
+    loop, times = trainer.loop, []
 
     def timed():
         times.append(time.perf_counter())
         loop()
         times.append(time.perf_counter())
 
-    trainer._loop = timed
+    trainer.loop = timed
     trainer.train()
     return {"images_per_second": steps * batch / (times[1] - times[0]), "wait": time.perf_counter() - times[1]}
 

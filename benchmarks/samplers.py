@@ -1,17 +1,18 @@
 """Quality and time of samplers on one set of weights: the table, the plot and the ratios of the README.
 
     python -m benchmarks.samplers --dataset DIR [--model FOLDER] [--num-images 1000] [--long-images 500]
-                                  [--guidance-scale 1]
+                                  [--guidance-scale 1] [--guidance-interval LOW,HIGH]
 
 Quality is the Frechet distance of the features of generated images (of seeds 0, 1, ..., classes in turn) to those of
 the data set's test split, by ``ddpm_hf.evaluation``. Samplers of more than 100 network calls make ``--long-images``,
 and all others are scored on as many, too, so that the last column compares all. Seconds are for 16 images, the best of
 three runs, of one for more than 100 calls. Lines are kept in ``--output`` as they come, and not measured again;
-``--times-again`` takes the seconds of all lines anew, where the machine was busy when they were made.
+``--times-again`` takes the seconds of all lines anew, where the machine was busy when they were made. Calls are those
+of the network for one image: a guided step takes two.
 
-At the end: the seed's sampling loop (float32, NCHW, all steps, guided as ours is) on the same weights and the same 16
-images, timed in the same run as our best of at most 20 steps; and diffusers' own pipeline (float32, NCHW), which knows
-no guidance, against ours without guidance at as many steps.
+At the end: the original's sampling loop (float32, NCHW, all steps, guided as ours is) on the same weights and the same
+16 images, timed in the same run as our best of at most 20 steps; and diffusers' own pipeline (float32, NCHW), without
+guidance, against ours without guidance at as many steps.
 """
 
 import argparse
@@ -27,15 +28,17 @@ import diffusers
 import torch
 from tqdm.auto import tqdm
 
+from ddpm_hf.commands.options import interval
 from ddpm_hf.data import Source, open_data
 from ddpm_hf.devices import best_device, best_dtype
 from ddpm_hf.errors import UserError, run_command
-from ddpm_hf.features import FeatureExtractor, load_features
+from ddpm_hf.evaluation.features import FeatureExtractor, load_features
+from ddpm_hf.evaluation.scores import frechet_distance, refuse_too_few
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.image_sets import ImageSet, generated_images, image_set
-from ddpm_hf.metrics import frechet_distance, refuse_too_few
 from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.sampling import calls_per_image
 from ddpm_hf.scheduler import MyDDPMScheduler
 
 TIMED_IMAGES = 16
@@ -50,6 +53,7 @@ CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
 TRAILING = {"timestep_spacing": "trailing"}
 
 DPM = diffusers.DPMSolverMultistepScheduler
+PLAIN = {MyDDPMScheduler: None, DPM: "dpmsolver++"}  # the algorithm_type of the schedulers that have one
 # name -> scheduler, its settings, the numbers of steps
 SAMPLERS = {
     "ours, fixed_large": (MyDDPMScheduler, {"variance_type": "fixed_large"}, (*STEPS, 1000)),
@@ -85,6 +89,8 @@ def model_hash(pipeline: MyDDPMPipeline) -> str:
 
 def with_scheduler(pipeline: MyDDPMPipeline, name: str) -> MyDDPMPipeline:
     scheduler_class, settings, _ = SAMPLERS[name]
+    if scheduler_class in PLAIN:  # the model may carry another solver
+        settings = {"algorithm_type": PLAIN[scheduler_class], **settings}
     names = ("id2label", "output_height", "output_width", "output_resize")
     options = {key: pipeline.config.get(key) for key in names}
     other = MyDDPMPipeline(pipeline.unet, scheduler_class.from_config(pipeline.scheduler.config, **settings), **options)
@@ -97,22 +103,23 @@ def labels_of(pipeline: MyDDPMPipeline, count: int) -> list[int] | None:
 
 
 @torch.inference_mode()
-def seconds(pipeline: MyDDPMPipeline, steps: int, guidance: float) -> tuple[float, int]:
-    """Best time for 16 images, and the calls of the network."""
-    times = []
+def seconds(pipeline: MyDDPMPipeline, steps: int, scale: float, interval=None) -> tuple[float, int]:
+    """Best time for 16 images, and the calls of the network for each."""
+    times, options = [], {"num_inference_steps": steps, "seed": 0, "guidance_interval": interval}
     for _ in range(1 if steps > MOST_CALLS else 3):
         start = time.perf_counter()
-        *_, last = pipeline.denoise(TIMED_IMAGES, labels_of(pipeline, TIMED_IMAGES), guidance, steps, seed=0)
+        *_, last = pipeline.denoise(TIMED_IMAGES, labels_of(pipeline, TIMED_IMAGES), scale, **options)
         pipeline.postprocess(last.sample)
         times.append(time.perf_counter() - start)
-    return min(times), last.index + 1
+    return min(times), calls_per_image(pipeline.scheduler.timesteps.tolist(), scale, interval)
 
 
 def measure(pipeline, name: str, steps: int, options, extractor: FeatureExtractor, real: torch.Tensor) -> dict:
     sampler = with_scheduler(pipeline, name)
-    best, calls = seconds(sampler, steps, options.guidance_scale)
+    guidance = {"guidance_scale": options.guidance_scale, "guidance_interval": options.guidance_interval}
+    best, calls = seconds(sampler, steps, *guidance.values())
     count = options.long_images if steps > MOST_CALLS else max(options.num_images, options.long_images)
-    images: ImageSet = generated_images(sampler, count, steps=steps, guidance_scale=options.guidance_scale)
+    images: ImageSet = generated_images(sampler, count, steps=steps, **guidance)
     features = extractor(images.images).features
     line = {"sampler": name, "steps": steps, "calls": calls, "seconds": best}
     if steps <= MOST_CALLS:
@@ -125,8 +132,8 @@ def measure(pipeline, name: str, steps: int, options, extractor: FeatureExtracto
 
 
 @torch.inference_mode()
-def seed_seconds(pipeline: MyDDPMPipeline, guidance: float) -> float:
-    """The seed's sampling: float32, NCHW, every one of its steps, noise of variance beta; guided by two predictions."""
+def original_seconds(pipeline: MyDDPMPipeline, guidance: float) -> float:
+    """The original's sampling: float32, NCHW, all of its steps, noise of variance beta; guided by two predictions."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     labels = labels_of(pipeline, TIMED_IMAGES)
     device = pipeline.device
@@ -134,7 +141,7 @@ def seed_seconds(pipeline: MyDDPMPipeline, guidance: float) -> float:
     size, channels = unet.config.sample_size, unet.config.in_channels
     start = time.perf_counter()
     x = torch.randn(TIMED_IMAGES, channels, size, size, device=device)
-    for t in tqdm(range(len(scheduler) - 1, -1, -1), desc="the seed's loop", leave=False):
+    for t in tqdm(range(len(scheduler) - 1, -1, -1), desc="the original's loop", leave=False):
         time_tensor = (torch.ones(TIMED_IMAGES, 1, device=device) * t).long()
         eta_theta = unet(x, time_tensor.reshape(-1), labels).sample
         if guidance != 1:
@@ -171,21 +178,21 @@ def plain(model: str | None) -> MyDDPMPipeline:
 def compare(pipeline: MyDDPMPipeline, lines: list[dict], options):
     """The ratios that the README states, both sides timed now."""
     long = [line for line in lines if line["steps"] == ALL_STEPS]
-    few = [line for line in lines if line["calls"] <= FEW_STEPS]
+    few = [line for line in lines if line["steps"] <= FEW_STEPS]
     target = min(long, key=lambda line: line["fid_long"])
     enough = [line for line in few if line["fid_long"] <= 1.02 * target["fid_long"]]
     best = min(enough, key=lambda line: line["calls"]) if enough else min(few, key=lambda line: line["fid_long"])
     sampler = with_scheduler(pipeline, best["sampler"])
-    ours, _ = seconds(sampler, best["steps"], options.guidance_scale)
-    unguided, _ = seconds(sampler, best["steps"], 1.0)
+    ours, _ = seconds(sampler, best["steps"], options.guidance_scale, options.guidance_interval)
+    unguided, calls = seconds(sampler, best["steps"], 1.0)
     other = plain(options.model)
-    seed, stock = seed_seconds(other, options.guidance_scale), stock_seconds(other, best["calls"])
+    original, stock = original_seconds(other, options.guidance_scale), stock_seconds(other, calls)
     print(f"\n1000 steps: {target['sampler']}, FID {target['fid_long']:.3f} of {options.long_images} images")
     print(
         f"{best['sampler']}, {best['steps']} steps: FID {best['fid_long']:.3f}, "
         f"{best['fid_long'] / target['fid_long']:.3f} times that"
     )
-    print(f"16 images: ours {ours:.3f} s; the seed's loop {seed:.2f} s, {seed / ours:.0f} x; ", end="")
+    print(f"16 images: ours {ours:.3f} s; the original's loop {original:.2f} s, {original / ours:.0f} x; ", end="")
     print(f"without guidance {unguided:.3f} s, diffusers' DDIMPipeline at as many steps {stock:.3f} s, ", end="")
     print(f"{stock / unguided:.2f} x")
 
@@ -247,24 +254,25 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--long-images", type=int, default=500)
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of a class-conditional model; 1 is off")
+    parser.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help="timesteps with guidance")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--steps", nargs="+", type=int, help="only these numbers of steps")
     parser.add_argument("--features", default="auto")
     parser.add_argument("--output", type=Path, default=Path("runs/samplers.jsonl"))
     parser.add_argument("--plot", type=Path, help="a picture of quality against time")
     parser.add_argument("--times-again", action="store_true", help="take the seconds of the lines that are there anew")
-    parser.add_argument("--no-peers", action="store_true", help="leave out the seed's loop and diffusers' pipeline")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the original's loop and diffusers' pipeline")
     options = parser.parse_args(argv)
 
     if not math.isfinite(options.guidance_scale):
-        raise UserError(f"--guidance-scale is {options.guidance_scale}; a finite number would be right.")
+        raise UserError(f"--guidance-scale is {options.guidance_scale}; it must be a finite number.")
     if options.plot and not options.plot.absolute().parent.is_dir():
         raise UserError(f"--plot {options.plot}: there is no folder {options.plot.parent}.")
     device = best_device()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}", flush=True)
     pipeline = load_pipeline(options.model, dtype=best_dtype(device), device=device)
     if pipeline.num_classes is None and options.guidance_scale != 1:
-        raise UserError("the model has no classes to guide towards; --guidance-scale 1 would be right.")
+        raise UserError("the model has no classes to guide towards; use --guidance-scale 1.")
     config = pipeline.unet.config
     mode = "L" if config.in_channels == 1 else "RGB"
     _, test = open_data(
@@ -287,6 +295,7 @@ def main(argv: list[str] | None = None):
         "features": extractor.name,
         "images": [options.num_images, options.long_images],
         "guidance": options.guidance_scale,
+        **({"interval": list(options.guidance_interval)} if options.guidance_interval else {}),
     }
     if any(line["of"] != of for line in lines):
         raise UserError(f"{options.output} is of another model, data set, features, number of images or guidance.")
@@ -301,12 +310,12 @@ def main(argv: list[str] | None = None):
     if options.times_again:
         for line in tqdm(lines, desc="times", leave=False):
             sampler = with_scheduler(pipeline, line["sampler"])
-            line["seconds"], _ = seconds(sampler, line["steps"], options.guidance_scale)
+            line["seconds"], _ = seconds(sampler, line["steps"], options.guidance_scale, options.guidance_interval)
         write_whole(options.output, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in lines)))
     print_table(lines, options)
     if options.plot:
         draw(lines, options.plot, options)
-    enough = {line["steps"] for line in lines} >= {ALL_STEPS} and any(line["calls"] <= FEW_STEPS for line in lines)
+    enough = {line["steps"] for line in lines} >= {ALL_STEPS} and any(line["steps"] <= FEW_STEPS for line in lines)
     if enough and not options.no_peers:
         compare(pipeline, lines, options)
 

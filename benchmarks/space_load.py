@@ -233,8 +233,6 @@ def _measure(app: App, minutes: float, clients: int, honest: int) -> dict:
     stuck = sum(thread.is_alive() for thread in threads)
     crashed = app.process.poll() is not None
     after = Seen("closed") if crashed else _patiently(base)
-    # what was uploaded is swept after ten minutes; nothing else may be left
-    uploads = sum(tally.kinds[name] for name in ("file name with a path", "file name of 5000 letters"))
     files = app.files()
     status = None if crashed else app.stop()
     base.close()
@@ -260,8 +258,7 @@ def _measure(app: App, minutes: float, clients: int, honest: int) -> dict:
         "growth": growth(memory),
         "descriptors": (descriptors[0], descriptors[-1]) if descriptors else (0, 0),
         "files_on_the_way": files_on_the_way,
-        "uploads": uploads,
-        "files": files if not uploads else 0 if files <= uploads else files - uploads,
+        "files": files,
     }
 
 
@@ -284,16 +281,13 @@ def growth(memory: list[float]) -> float:
     return last / second - 1
 
 
-def on_disk(samples: list[tuple[int, int]], uploads: int) -> str:
+def on_disk(samples: list[tuple[int, int]]) -> str:
     """How (number, bytes) of files went, in words."""
     if not samples:
         return "none seen"
     (first, _), (last, size) = samples[0], samples[-1]
     most, largest = (max(column) for column in zip(*samples))
-    return (
-        f"{first} at first, {last} at last ({size / 1e3:.0f} kB), at most {most} ({largest / 1e3:.0f} kB); "
-        f"{uploads} were uploaded"
-    )
+    return f"{first} at first, {last} at last ({size / 1e3:.0f} kB), at most {most} ({largest / 1e3:.0f} kB)"
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -332,8 +326,8 @@ def report(result: dict):
         ("memory", f"{result['memory'][0]:.0f} MB at first, {result['memory'][-1]:.0f} MB at last, "
                    f"{result['growth']:+.1%} from the second quarter to the last"),
         ("open descriptors", "{} at first, {} at last".format(*result["descriptors"])),
-        ("files during the run", on_disk(result["files_on_the_way"], result["uploads"])),
-        ("files left", f"{result['files']}, those aside that were uploaded and wait for being swept"),
+        ("files during the run", on_disk(result["files_on_the_way"])),
+        ("files left", f"{result['files']}"),
         ("jobs by outcome", ", ".join(f"{name} {count}" for name, count in sorted(result["jobs"].items()))),
     ]  # fmt: skip
     width = max(len(name) for name, _ in lines)

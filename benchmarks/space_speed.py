@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,7 +73,8 @@ def engine_seconds(engine: Engine, cores: int, arguments) -> tuple[float, float,
     plain, first, streamed = [], [], []
     for repeat in range(1 + arguments.repeats):
         request = {"num_images": arguments.num_images, "steps": arguments.steps, "seed": 1000 * repeat}
-        request["guidance_scale"] = engine.limits.default_guidance  # what the page asks for
+        own = engine.limits.own  # what the page asks for
+        request |= {"guidance_scale": own.guidance_scale, "guidance_interval": own.guidance_interval}
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=[cores]) as thread:  # as the engine's
             plain.append(thread.submit(_plain_seconds, engine, request).result())
         seen = asyncio.run(_stream_seconds(engine, request))
@@ -118,54 +118,46 @@ def server_seconds(arguments) -> dict:
 
 
 def _measured(url: str, process: psutil.Process, arguments) -> dict:
-    function = _page_function(url, process)
+    _wait(url, process)
     memory, seconds = [process.memory_info().rss], []
     for repeat in range(1 + arguments.repeats):
         request = {"num_images": arguments.num_images, "steps": arguments.steps, "seed": 1000 * repeat}
-        seconds.append(_run_seconds(url, function, request))
+        seconds.append(_run_seconds(url, request))
         if repeat == 0:
             memory.append(process.memory_info().rss)
     memory.append(process.memory_info().rss)
-    _, cached = _run_seconds(url, function, request)
+    _, cached = _run_seconds(url, request)
     first, whole = (statistics.median(times) for times in zip(*seconds[1:]))
     return {"first": first, "whole": whole, "cached": cached, "memory": memory}
 
 
-def _page_function(url: str, process: psutil.Process) -> int:
-    """The number of the handler that fills the stage, once the server answers."""
+def _wait(url: str, process: psutil.Process):
+    """Until the server answers."""
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         try:
-            config = httpx.get(f"{url}/config", timeout=60).raise_for_status().json()
-            break
+            httpx.get(f"{url}/healthz", timeout=60).raise_for_status()
+            return
         except httpx.HTTPError:
             time.sleep(0.5)
-    else:
-        raise SystemExit("the app did not start.")
-    stage = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "stage")
-    return next(handler["id"] for handler in config["dependencies"] if stage in handler["outputs"])
+    raise SystemExit("the app did not start.")
 
 
-def _run_seconds(url: str, function: int, request: dict) -> tuple[float, float]:
+def _run_seconds(url: str, request: dict) -> tuple[float, float]:
     """Seconds from the press of the button to the first frame, and to the end."""
-    session, first, began = uuid.uuid4().hex, None, time.perf_counter()
-    body = {"data": [request], "fn_index": function, "session_hash": session}
-    httpx.post(f"{url}/gradio_api/queue/join", json=body, timeout=60).raise_for_status()
-    for message in _messages(url, session):
-        if first is None and "data:image" in message:
-            first = time.perf_counter() - began
-        if json.loads(message)["msg"] == "process_completed":
-            if not json.loads(message)["success"]:
-                raise SystemExit(f"the run failed: {message}")
-            return first, time.perf_counter() - began
-    raise SystemExit("the stream ended before the run did.")
-
-
-def _messages(url: str, session: str) -> Iterator[str]:
-    with httpx.stream("GET", f"{url}/gradio_api/queue/data?session_hash={session}", timeout=600) as response:
+    first, began = None, time.perf_counter()
+    body = {"what": "generate", "values": request, "session": uuid.uuid4().hex}
+    with httpx.stream("POST", f"{url}/page/run", json=body, timeout=600) as response:
+        response.raise_for_status()
         for line in response.iter_lines():
-            if line.startswith("data:"):
-                yield line[5:]
+            if first is None and "data:image" in line:
+                first = time.perf_counter() - began
+            event = json.loads(line.removeprefix("data: ") or "{}")
+            if "error" in event:
+                raise SystemExit(f"the run failed: {event['error']}")
+            if event.get("state") == "done":
+                return first, time.perf_counter() - began
+    raise SystemExit("the stream ended before the run did.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Images a second in training: the seed's loop, the usual Accelerate loop and ours, from one run.
+"""Images a second in training: the original's loop, the usual Accelerate loop and ours, from one run.
 
     python -m benchmarks.train_throughput [--only loops scale overhead] [--batch 64] [--rounds 3] [--steps 6]
 
-loops: the seed's 20.7 M network on Fashion-MNIST at 32x32, the same batch size and machine for all sides.
-    seed: float32, NCHW, ``nn.TransformerEncoderLayer``, a DataLoader of PIL images (``benchmarks.seed_loop``).
+loops: the original's 20.7 M network on Fashion-MNIST at 32x32, the same batch size and machine for all sides.
+    original: float32, NCHW, ``nn.TransformerEncoderLayer``, a DataLoader of PIL images (``benchmarks.original_loop``).
     accelerate: what is usually written: ``Accelerator.prepare``, torchvision transforms for each image in a
         DataLoader, ``DDPMScheduler.add_noise``, ``EMAModel``, clipping, a learning rate schedule, precision "no".
     accelerate-bf16: the same with ``mixed_precision="bf16"``.
@@ -33,11 +33,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # the IDX files of Debian's package, where installed
-SIDES = ("seed", "accelerate", "accelerate-bf16", "ours")
+SIDES = ("original", "accelerate", "accelerate-bf16", "ours")
 SCALES = (1_000, 1_000_000)
 SMALL = "configs/fashion_mnist_small.yaml"
 TIMESTEPS = 1000
-PARAMETERS = 20_594_881  # that are trained, of the seed's Fashion-MNIST network
+PARAMETERS = 20_594_881  # that are trained, of the original's Fashion-MNIST network
 
 Step = Callable[[], object]
 
@@ -81,11 +81,11 @@ def write_synthetic_idx(path: Path, count: int):
 # ---- the sides: each returns what makes one optimizer step
 
 
-def seed_side(batch: int) -> Step:
-    """(a) The seed, literally."""
+def original_side(batch: int) -> Step:
+    """(a) The original, literally."""
     from torchvision import transforms
 
-    from benchmarks.seed_loop import MyDDPM, MyUNet, training_loop
+    from benchmarks.original_loop import MyDDPM, MyUNet, training_loop
     from ddpm_hf.devices import best_device
 
     transform = transforms.Compose(
@@ -100,27 +100,38 @@ def seed_side(batch: int) -> Step:
 
 def accelerate_side(batch: int, precision: str = "no") -> Step:
     """(b) The loop of most training scripts, with our network."""
+    from diffusers.training_utils import EMAModel
+
+    from ddpm_hf.unet import MyUNet
+
+    unet = MyUNet(in_channels=1, out_channels=1, num_train_timesteps=TIMESTEPS)
+    _check_size(unet)
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], 1e-3)
+    average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True)
+    return usual_loop(unet, optimizer, average, batch, precision, total_steps=20_000).__next__
+
+
+def usual_loop(
+    unet: torch.nn.Module, optimizer: torch.optim.Optimizer, average, batch: int, precision: str, total_steps: int
+) -> Iterator[float]:
+    """Training as diffusers' train_unconditional.py does it: epsilon, warm-up and cosine, clipping, an average.
+
+    Yields the loss after every step; the ``average``, an EMAModel, is up to date then.
+    """
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
-    from diffusers.training_utils import EMAModel
     from torchvision import transforms
-
-    from ddpm_hf.unet import MyUNet
 
     accelerator = Accelerator(mixed_precision=precision)
     transform = transforms.Compose(
         [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     )
     loader = torch.utils.data.DataLoader(PilImages(transform), batch, shuffle=True)
-    unet = MyUNet(in_channels=1, out_channels=1, num_train_timesteps=TIMESTEPS)
-    _check_size(unet)
     noise_scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS)
-    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], 1e-3)
-    ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=20_000)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=total_steps)
     unet, optimizer, loader, schedule = accelerator.prepare(unet, optimizer, loader, schedule)
-    ema.to(accelerator.device)
+    average.to(accelerator.device)
 
     def epoch():
         for images, _ in loader:
@@ -134,10 +145,10 @@ def accelerate_side(batch: int, precision: str = "no") -> Step:
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-            ema.step(unet.parameters())
+            average.step(unet.parameters())
             yield loss.detach().item()
 
-    return _endless(epoch).__next__
+    return _endless(epoch)
 
 
 def ours_side(batch: int, folder: str, settings: dict | None = None) -> Step:
@@ -159,7 +170,7 @@ def our_trainer(**settings):
 
 def _check_size(network: torch.nn.Module):
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    assert count == PARAMETERS, f"{count} parameters are not the seed's {PARAMETERS}"
+    assert count == PARAMETERS, f"{count} parameters are not the original's {PARAMETERS}"
 
 
 def _endless(epoch: Callable[[], Iterator]) -> Iterator:
@@ -196,8 +207,8 @@ def run_side(side: str, arguments) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         if side == "overhead":
             return event_seconds(our_trainer(train_batch_size=arguments.batch, output_dir=folder, **own), arguments)
-        if side == "seed":
-            step = seed_side(arguments.batch)
+        if side == "original":
+            step = original_side(arguments.batch)
         elif side.startswith("accelerate"):
             step = accelerate_side(arguments.batch, "bf16" if side.endswith("bf16") else "no")
         elif side == "scale":
@@ -228,13 +239,13 @@ def event_seconds(trainer, arguments) -> dict:
     """Best seconds of a step, and of what a run does at times, called as the trainer's loop calls it."""
     from tqdm.auto import tqdm
 
-    trainer._start()
+    trainer.start()
     trainer.train_step()  # so that no interval is due
     timed = {
         "step": trainer.train_step,
         "average": trainer.state.average_step,
-        "log": lambda: trainer._log(tqdm(disable=True)),
-        "checkpoint": trainer._save,
+        "log": lambda: trainer.monitors.log(tqdm(disable=True)),
+        "checkpoint": trainer.save,
     }
     seconds = {name: [] for name in timed}
     for _ in range(arguments.warmup + arguments.steps):
@@ -279,7 +290,7 @@ def matrix_peak() -> float:
 
 
 def flop_per_image() -> int:
-    """FLOP of the seed's network forwards and backwards, two for a multiplication with addition."""
+    """FLOP of the original's network forwards and backwards, two for a multiplication with addition."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from ddpm_hf.unet import MyUNet
@@ -290,7 +301,7 @@ def flop_per_image() -> int:
 
 
 def print_loops(arguments):
-    """The table of the sides, in images a second and relative to the seed and to the usual loop."""
+    """The table of the sides, in images a second and relative to the original and to the usual loop."""
     best = dict.fromkeys(arguments.sides, float("inf"))
     memory = {}
     for _ in range(arguments.rounds):
@@ -298,10 +309,10 @@ def print_loops(arguments):
             result = in_subprocess(side, arguments)
             best[side], memory[side] = min(best[side], result["seconds"]), result["megabytes"]
     rate = {side: arguments.batch / seconds for side, seconds in best.items()}
-    print(f"\nloops: seed's network, {PARAMETERS:,} trained parameters, batch {arguments.batch}")
-    print(f"{'':16} {'images/s':>9} {'ms/image':>9} {'x seed':>7} {'x accelerate':>13} {'private MB':>11}")
+    print(f"\nloops: original's network, {PARAMETERS:,} trained parameters, batch {arguments.batch}")
+    print(f"{'':16} {'images/s':>9} {'ms/image':>9} {'x original':>11} {'x accelerate':>13} {'private MB':>11}")
     for side, value in rate.items():
-        ratios = [f"{value / rate[other]:.2f}" if other in rate else "" for other in ("seed", "accelerate")]
+        ratios = [f"{value / rate[other]:.2f}" if other in rate else "" for other in ("original", "accelerate")]
         memory_text = "" if memory[side] is None else f"{memory[side]:,.0f}"
         print(f"{side:16} {value:9.1f} {1000 / value:9.2f} {ratios[0]:>7} {ratios[1]:>13} {memory_text:>11}")
     if "ours" in rate and not arguments.ours:
@@ -342,7 +353,7 @@ def print_overhead(arguments):
         f"checkpoint, every {seconds['checkpointing_steps']}": seconds["checkpoint"] / seconds["checkpointing_steps"],
     }
     whole = step + sum(costs.values())
-    print(f"\noverhead: the seed's network, batch {arguments.batch}, bare step {step * 1000:.0f} ms")
+    print(f"\noverhead: the original's network, batch {arguments.batch}, bare step {step * 1000:.0f} ms")
     print(f"one log line {seconds['log'] * 1000:.1f} ms, one checkpoint {seconds['checkpoint'] * 1000:.0f} ms")
     for name, cost in costs.items():
         print(f"{name:24} {cost * 1000:8.2f} ms a step {cost / whole:7.2%}")

@@ -1,14 +1,25 @@
 """Checkpoint folders: written whole or not at all, checked against their manifest, rotated."""
 
-import hashlib
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_hf.files import sync
+from ddpm_hf.errors import UserError
+from ddpm_hf.files import sha256, sync
+from ddpm_hf.ownership import PIPELINE, others_in
+from ddpm_hf.reading import read_json
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
+# of a checkpoint's progress
+COUNTS = ("step", "bad_steps", "skipped_steps", "good_steps", "logged_steps", "images_seen", "logged_images")
+SUMS = ("usual_error", "loss_sum", "norm_sum", "seconds", "wall_seconds")
+LARGEST_COUNT = 10**15
+# of a checkpoint's files, where its manifest cannot be read
+NAMES = (MANIFEST, "state.json", "unet.safetensors", "optimizer.safetensors", "ema-*.safetensors")
+NAMES += tuple(f"pipeline/{name}" for name in PIPELINE.names)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -41,10 +52,36 @@ def write_checkpoint(folder: Path, write: Callable[[Path], object]):
         raise
 
 
+def read_state(checkpoint: Path) -> dict:
+    """The counters and the other settings in a checkpoint's state.json, checked.
+
+    Raises:
+        UserError: if one is missing or is no such value.
+        OSError: if it cannot be read.
+    """
+    try:
+        saved = read_json(checkpoint / STATE)
+        if not isinstance(saved, dict) or not isinstance(saved.get("progress"), dict):
+            raise ValueError("it holds no progress")
+        for name, kind in (("num_processes", int), ("fingerprint", str), ("ema_max_decays", list)):
+            if type(saved.get(name)) is not kind:
+                raise ValueError(f"{name} is {saved.get(name)!r}")
+        for names, kinds in ((COUNTS, (int,)), (SUMS, (int, float))):
+            for name in names:
+                value = saved["progress"].get(name) or 0
+                if type(value) not in kinds or not 0 <= value <= LARGEST_COUNT:
+                    raise ValueError(f"{name} is {value!r}")
+    except ValueError as error:
+        raise UserError(f"{checkpoint.name}/{STATE} is not what a run writes: {error}.") from None
+    return saved
+
+
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if it is as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
+        if manifest == {}:
+            return f"{MANIFEST} names no files"
         for name, expected in manifest.items():
             path = folder / name
             if not path.is_file():
@@ -58,6 +95,15 @@ def problem_of(folder: Path) -> str | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is not a manifest"
     return None
+
+
+def written_digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file that a checkpoint was written with, by its manifest; {} where that cannot be read."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        return {name: values["sha256"] for name, values in manifest.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -77,20 +123,29 @@ def rotate(run: Path, limit: int, best_step: int | None):
         if step_of(old) != best_step:
             _remove(old)
     for leftover in run.glob("checkpoints/.step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if re.fullmatch(r"\.step-\d+(\.old)?\.partial", leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside_after(run: Path, step: int):
     """Rename checkpoints of later steps, which are damaged, to step-N.damaged: they must not outlive whole ones."""
     for folder in checkpoints_of(run):
         if step_of(folder) > step:
-            aside = folder.with_name(f"{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            _set_aside(folder, "damaged")
+
+
+def _set_aside(folder: Path, reason: str):
+    """Rename a checkpoint to step-N.REASON, or to step-N.REASON-2 and so on where that is taken."""
+    names = (f"{folder.name}.{reason}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    folder.rename(next(path for name in names if not (path := folder.with_name(name)).exists()))
 
 
 def _remove(folder: Path):
-    """Delete a checkpoint; a kill in between leaves no half of it."""
+    """Delete a checkpoint; a kill in between leaves no half of it. One that somebody has added files to is set aside
+    as step-N.kept."""
+    if others_in(folder, (*NAMES, *written_digests(folder))):
+        _set_aside(folder, "kept")
+        return
     gone = folder.with_name(f".{folder.name}.old.partial")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
@@ -103,8 +158,4 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _fingerprint(path: Path) -> dict:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -21,7 +21,7 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -51,6 +51,20 @@ def _cpu_bf16_is_faster() -> bool:
     # asked, not timed: a busy machine's times would decide otherwise at the next start, and the pictures' bytes with it
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes held so far: by torch on a CUDA device, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def leave_cores() -> int:

@@ -132,7 +132,7 @@ def class_columns(count: int, classes: int) -> int | None:
 
 
 def pick_frames(count: int, total: int) -> list[int]:
-    """Indices of ``count`` of ``total`` steps, evenly spaced, first and last included: the seed's frame_idxs."""
+    """Indices of ``count`` of ``total`` steps, evenly spaced, first and last included: the original's frame_idxs."""
     if count >= total:
         return list(range(total))
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
@@ -146,33 +146,35 @@ def save_png(picture: Image.Image, file: Path | BinaryIO, settings: dict | None 
     picture.save(file, "PNG", pnginfo=note)
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5):
-    """Write frames of one size as .gif, .webp or .mp4, ``seconds`` long, the last frame held for ``hold`` more.
+def save_animation(
+    frames: Sequence[Image.Image], file: Path | BinaryIO, suffix: str, *, seconds: float = 4.0, hold: float = 1.5
+):
+    """Write frames of one size as ".gif", ".webp" or ".mp4", ``seconds`` long, the last frame held for ``hold`` more.
 
     Raises:
         UserError: for another suffix, or an .mp4 without the package that writes it.
     """
-    path = Path(path)
     milliseconds = max(20, round(1000 * seconds / len(frames)))
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds + round(1000 * hold)]
-    if path.suffix == ".mp4":
-        _save_mp4(frames, path, milliseconds, hold)
-    elif path.suffix in (".gif", ".webp"):
-        options = {"method": 0, "quality": 90} if path.suffix == ".webp" else {"disposal": 1}
+    if suffix == ".mp4":
+        _save_mp4(frames, file, milliseconds, hold)
+    elif suffix in (".gif", ".webp"):
+        options = {"method": 0, "quality": 90} if suffix == ".webp" else {"disposal": 1}
         first, *rest = frames
-        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
+        kind = suffix[1:].upper()
+        first.save(file, kind, save_all=True, append_images=rest, duration=durations, loop=0, **options)
     else:
-        raise UserError(f"{path.name}: animations end in {', '.join(ANIMATION_SUFFIXES)}.")
+        raise UserError(f"{suffix}: animations end in {', '.join(ANIMATION_SUFFIXES)}.")
 
 
-def _save_mp4(frames, path: Path, milliseconds: int, hold: float):
+def _save_mp4(frames, file: Path | BinaryIO, milliseconds: int, hold: float):
     try:
         import av
     except ImportError:
         raise UserError("writing .mp4 needs the package av: pip install av, or use .gif or .webp.") from None
     rate = max(1, round(1000 / milliseconds))
     width, height = (side - side % 2 for side in frames[0].size)  # the codec wants even sides
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(str(file) if isinstance(file, Path) else file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "18"}

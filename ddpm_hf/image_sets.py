@@ -12,13 +12,11 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ddpm_hf.data import BadImage, ImageData, decode, is_gray, to_mode
+from ddpm_hf.data import BadImage, ImageData, decode, image_suffixes, is_gray, to_mode
 from ddpm_hf.devices import processes
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.sampling import generate
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,13 @@ def _read_npz(path: Path) -> ImageSet:
             images, labels = arrays["images"], arrays.get("labels")
     # all that a file which is cut off, damaged or another makes numpy, zipfile and zlib raise
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); an .npz with images would be right.") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}); expected an .npz with images.") from None
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))[0])
         raise UserError(f"image {bad} of {path} has pixels that are not numbers.")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise UserError(
-            f"images of {path} are {images.dtype} {images.shape}; uint8 (N, H, W) or (N, H, W, 3) would be right."
+            f"images of {path} are {images.dtype} {images.shape}; expected uint8 (N, H, W) or (N, H, W, 3)."
         )
     if not images.size:
         raise UserError(f"{path} has no images.")
@@ -131,16 +129,17 @@ def _checked_labels(labels: np.ndarray, count: int, path: Path) -> torch.Tensor:
 
 
 def _read_folder(path: Path, names: list[str]) -> ImageSet:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    suffixes = image_suffixes()
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
     if not files:
-        raise UserError(f"folder {path} has no images; files ending in {', '.join(IMAGE_SUFFIXES)} are looked for.")
+        raise UserError(f"folder {path} has no images; files ending in .png, .jpg and the like are read.")
     mode = "L" if all(is_gray(_decoded(file)) for file in files) else "RGB"
     arrays = []
     for file in files:
         arrays.append(_pixels(file, mode))
         if arrays[-1].shape != arrays[0].shape:
             here, first = ("x".join(map(str, array.shape[:2])) for array in (arrays[-1], arrays[0]))
-            raise UserError(f"{file} is {here}, {files[0].name} is {first}; images of one size would be right.")
+            raise UserError(f"{file} is {here}, {files[0].name} is {first}; all images need the same size.")
     folders = [file.parent.name for file in files]
     labels = torch.tensor([names.index(name) for name in folders]) if names and set(folders) <= set(names) else None
     return ImageSet(_channels_first(np.stack(arrays)), labels)

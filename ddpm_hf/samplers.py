@@ -7,7 +7,7 @@ import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ddpm_hf.errors import UserError, nearest
-from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.scheduler import SOLVER_SETTINGS, MyDDPMScheduler
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,27 @@ class Sampler:
 # Clipping the predicted x_0 to the pixels' range helps most samplers that leave steps out; the multistep solvers
 # offer it under the name of thresholding (with a largest value of 1 it is clipping).
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_CLIP_MULTISTEP = {"thresholding": True, "sample_max_value": 1.0}
+_ANCESTRAL = {"algorithm_type": None}  # not the solver that the model itself takes
 
 SAMPLERS = {
     "dpm": Sampler(
         "DPM-Solver++ 2M",
         "second-order, deterministic: good pictures from 10 to 20 steps",
         diffusers.DPMSolverMultistepScheduler,
-        {"timestep_spacing": "trailing", **_CLIP_MULTISTEP},
+        {"algorithm_type": "dpmsolver++", **SOLVER_SETTINGS},
     ),
     "dpm-sde": Sampler(
         "DPM-Solver++ 2M SDE",
-        "second-order with fresh noise at every step, which mends what the network got wrong: 15 to 50 steps",
+        "second-order with fresh noise at every step, which corrects the network's errors: 15 to 50 steps",
         diffusers.DPMSolverMultistepScheduler,
-        {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++", **_CLIP_MULTISTEP},
+        {"algorithm_type": "sde-dpmsolver++", **SOLVER_SETTINGS},
         fresh_noise=True,
     ),
     "unipc": Sampler(
         "UniPC",
         "predictor and corrector, deterministic: as few as 8 steps",
         diffusers.UniPCMultistepScheduler,
-        {"timestep_spacing": "trailing", **_CLIP_MULTISTEP},
+        SOLVER_SETTINGS,
     ),
     "ddim": Sampler(
         "DDIM",
@@ -72,23 +72,26 @@ SAMPLERS = {
     ),
     "ddpm": Sampler(
         "DDPM",
-        "the seed's: fresh noise of variance beta at every step, best with all of them",
+        "the original's: fresh noise of variance beta at every step, best with all of them",
         MyDDPMScheduler,
-        {"variance_type": "fixed_large"},
+        {"variance_type": "fixed_large", **_ANCESTRAL},
         fresh_noise=True,
     ),
     "ddpm-small": Sampler(
         "DDPM, small variance",
         "the posterior's variance and clipping: better than DDPM when steps are left out",
         MyDDPMScheduler,
-        {"variance_type": "fixed_small", **_CLIP},
+        {"variance_type": "fixed_small", **_CLIP, **_ANCESTRAL},
         fresh_noise=True,
     ),
 }
-# what the shipped model's scores are best with (benchmarks/NOTES.md, README)
+# What a training run writes into its model (benchmarks/NOTES.md): the sampler, its steps, and guidance of models with
+# classes at the timesteps up to this share of T.
 DEFAULT_SAMPLER = "dpm-sde"
 DEFAULT_STEPS = 20
-DEFAULT_GUIDANCE = 1.5  # of class-conditional models; 1 for others
+DEFAULT_GUIDANCE = 2.0
+DEFAULT_GUIDED_SHARE = 0.4
+OWN_SAMPLERS = ("dpm", "dpm-sde")  # that a model can be exported with
 
 
 def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None = None) -> SchedulerMixin:
@@ -106,7 +109,7 @@ def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None =
     sampler = SAMPLERS[name]
     scheduler_class, settings = sampler.scheduler_class, dict(sampler.settings)
     if scheduler_class is MyDDPMScheduler and not _is_linear(scheduler, timesteps):
-        scheduler_class = diffusers.DDPMScheduler  # ours has the seed's schedule alone
+        scheduler_class = diffusers.DDPMScheduler  # for any betas and any schedule
     if timesteps is not None:
         settings |= _first(timesteps, scheduler, scheduler_class)
     return scheduler_class.from_config(scheduler.config, **settings)

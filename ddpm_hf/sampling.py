@@ -1,6 +1,8 @@
 """Sampling many images by name of sampler and class: what the command line and the evaluation share."""
 
+import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,13 +10,24 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.errors import UserError, nearest, one_line, printable
 from ddpm_hf.figures import class_columns, make_grid, pick_frames
+from ddpm_hf.memory import refuse_beyond_memory, sampling_bytes
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.samplers import DEFAULT_GUIDANCE, make_scheduler
+from ddpm_hf.samplers import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_GUIDED_SHARE,
+    DEFAULT_SAMPLER,
+    DEFAULT_STEPS,
+    OWN_SAMPLERS,
+    SAMPLERS,
+    make_scheduler,
+)
+from ddpm_hf.scheduler import MyDDPMScheduler
 
 ANIMATION_FRAMES = 60
 LARGEST_GUIDANCE = 100
+LONGEST_NAME = 100  # characters of a class
 SHOWN_WIDTH, LARGEST_WIDTH = 128, 1024  # pixels of an image and of a grid in an animation
 
 
@@ -50,42 +63,126 @@ class Generated:
         return arrays
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a model makes its pictures where nothing else is asked for.
+
+    guidance_interval: (first, last) timestep with guidance; None of a model without classes.
+    """
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float] | None
+
+
+def run_sampling(num_train_timesteps: int, conditional: bool) -> Sampling:
+    """What a training run writes into its model, and what models of version 0.1, which carry nothing, take."""
+    steps = min(DEFAULT_STEPS, num_train_timesteps)
+    if not conditional:
+        return Sampling(DEFAULT_SAMPLER, steps, 1.0, None)
+    return Sampling(DEFAULT_SAMPLER, steps, DEFAULT_GUIDANCE, (0, round(DEFAULT_GUIDED_SHARE * num_train_timesteps)))
+
+
+def own_sampling(pipeline: MyDDPMPipeline) -> Sampling:
+    """What the model was exported with; what it does not say is that of ``run_sampling``."""
+    config, scheduler = pipeline.config, pipeline.scheduler.config
+    conditional = pipeline.num_classes is not None
+    usual = run_sampling(scheduler.num_train_timesteps, conditional)
+    named = {SAMPLERS[name].settings["algorithm_type"]: name for name in OWN_SAMPLERS}
+    scale, interval = usual.guidance_scale, usual.guidance_interval
+    if conditional and config.get("guidance_scale") is not None:
+        scale, interval = float(config.guidance_scale), carried_interval(pipeline)
+    sampler = named.get(scheduler.get("algorithm_type"), usual.sampler)
+    return Sampling(sampler, config.get("num_inference_steps") or usual.steps, scale, interval)
+
+
+def carried_interval(pipeline: MyDDPMPipeline) -> tuple[float, float] | None:
+    """The interval for a scale that is asked for without one: the model's, else all timesteps, as in version 0.1."""
+    if pipeline.num_classes is None:
+        return None
+    return tuple(pipeline.config.get("guidance_interval") or (0, pipeline.scheduler.config.num_train_timesteps))
+
+
 def with_sampler(pipeline: MyDDPMPipeline, name: str, timesteps: int | None = None) -> MyDDPMPipeline:
     """A pipeline with the sampler called ``name``, sharing the network: schedulers have state, networks have not.
 
     ``timesteps``: see ``make_scheduler``.
     """
-    names = ("id2label", "output_height", "output_width", "output_resize")
-    settings = {key: pipeline.config.get(key) for key in names}
-    other = MyDDPMPipeline(pipeline.unet, make_scheduler(name, pipeline.scheduler, timesteps), **settings)
+    other = copy.copy(pipeline)
+    other.register_modules(scheduler=make_scheduler(name, pipeline.scheduler, timesteps))
     other.set_progress_bar_config(disable=True)
+    return other
+
+
+def with_sampling(pipeline: MyDDPMPipeline, sampling: Sampling) -> MyDDPMPipeline:
+    """A pipeline whose own sampling, the one it is exported with, is ``sampling``; it shares the network.
+
+    Raises:
+        UserError: if this model cannot have it.
+    """
+    other, scheduler = copy.copy(pipeline), pipeline.scheduler
+    if sampling.sampler not in OWN_SAMPLERS:
+        raise UserError(f"a model's own sampler is one of {', '.join(OWN_SAMPLERS)}, not {sampling.sampler}.")
+    if not isinstance(scheduler, MyDDPMScheduler):
+        raise UserError(f"a model with the scheduler {type(scheduler).__name__} cannot have a sampler of its own.")
+    algorithm = SAMPLERS[sampling.sampler].settings["algorithm_type"]
+    other.register_modules(scheduler=MyDDPMScheduler.from_config(scheduler.config, algorithm_type=algorithm))
+    interval = sampling.guidance_interval
+    other.register_to_config(
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        guidance_interval=None if interval is None else list(interval),
+    )
+    try:
+        other.check_own_sampling()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return other
 
 
 def class_names(pipeline: MyDDPMPipeline) -> list[str]:
     """Names of the classes in the order of their labels, numbers where there are no names; [] if unconditional."""
     names = pipeline.config.get("id2label") or {}
-    return [names.get(str(i), str(i)) for i in range(pipeline.num_classes or 0)]
+    return [printable(names.get(str(i), i), LONGEST_NAME) for i in range(pipeline.num_classes or 0)]
 
 
-def default_guidance(pipeline: MyDDPMPipeline) -> float:
-    """The guidance of pictures for which none was asked: off, 1, where there are no classes to guide towards."""
-    return 1.0 if pipeline.num_classes is None else DEFAULT_GUIDANCE
-
-
-def checked_guidance(pipeline: MyDDPMPipeline, guidance_scale: float | None) -> float:
-    """The guidance that was asked for, or the default one.
+def checked_guidance(
+    pipeline: MyDDPMPipeline, scale: float | None, interval: tuple[float, float] | None
+) -> tuple[float, tuple[float, float] | None]:
+    """The guidance and its interval that were asked for, or the model's own; the interval None without classes.
 
     Raises:
-        UserError: if it is not a finite number, or the model has no classes to guide towards.
+        UserError: if one is out of range, or the model has no classes to guide towards.
     """
-    if guidance_scale is None:
-        return default_guidance(pipeline)
-    if not abs(guidance_scale) <= LARGEST_GUIDANCE:  # NaN is not
-        raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {guidance_scale}.")
-    if pipeline.num_classes is None and guidance_scale != 1:
-        raise UserError("--guidance-scale was given, but the model has no classes to guide towards; 1 would be right.")
-    return guidance_scale
+    own, total = own_sampling(pipeline), pipeline.scheduler.config.num_train_timesteps
+    default = own.guidance_interval if scale is None else carried_interval(pipeline)
+    scale = own.guidance_scale if scale is None else scale
+    if not abs(scale) <= LARGEST_GUIDANCE:  # NaN is not
+        raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {scale}.")
+    if pipeline.num_classes is None:
+        given = "--guidance-scale" if scale != 1 else "--guidance-interval" if interval is not None else None
+        if given:
+            raise UserError(f"{given} was given, but the model has no classes to guide towards: leave it out.")
+    if interval is not None and interval[1] > total:
+        raise UserError(f"--guidance-interval must lie within the model's timesteps, 0 to {total}.")
+    return scale, default if interval is None else interval
+
+
+def whole_numbers(interval: tuple[float, float]) -> tuple[float, float]:
+    """The same, as int what is whole: how it is shown and kept."""
+    return tuple(int(value) if value == int(value) else float(value) for value in interval)
+
+
+def calls_per_image(timesteps: Iterable[float], scale: float, interval: tuple[float, float] | None) -> int:
+    """How often the network runs for an image at ``timesteps``: twice where it is guided."""
+    low, high = interval or (-math.inf, math.inf)
+    return sum(2 if scale != 1 and low <= t <= high else 1 for t in timesteps)
+
+
+def interval_text(interval: tuple[float, float] | None) -> str | None:
+    """ "0,400", as the command line and a link have it."""
+    return None if interval is None else ",".join(f"{value:g}" for value in interval)
 
 
 def labels_by_name(pipeline: MyDDPMPipeline, text: str | None) -> list[int] | None:
@@ -124,14 +221,17 @@ def generate(
     num_images: int,
     *,
     labels: list[int] | None = None,
-    guidance_scale: float = 1.0,
-    steps: int = 20,
+    guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    steps: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     num_frames: int = 0,
     progress: bool = True,
 ) -> Generated:
     """Images of the seeds seed, seed + 1, ..., each the same picture whatever batch it is made in.
+
+    Guidance, its interval and steps are as of ``MyDDPMPipeline.denoise``.
 
     Args:
         labels: classes taken in turn by the seeds; None is all classes of a conditional model.
@@ -141,14 +241,20 @@ def generate(
     Raises:
         UserError: for a value out of range.
     """
+    refuse_beyond_memory(sampling_bytes(pipeline, num_images, batch_size, num_frames), f"{num_images} pictures")
     seeds = range(seed, seed + num_images)
     result = Generated(labels=labels_in_turn(pipeline, seeds, labels))
-    total = steps * -(-num_images // batch_size)
-    with tqdm(total=total, unit="step", desc="denoising", leave=False, disable=not progress) as bar:
+    options = {
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
+        "num_inference_steps": steps,
+    }
+    batches = -(-num_images // batch_size)
+    with tqdm(unit="step", desc="denoising", leave=False, disable=not progress) as bar:
         for start in range(0, num_images, batch_size):
             chunk = seeds[start : start + batch_size]
             chunk_labels = result.labels and result.labels[start : start + batch_size]
-            frames = _denoise(pipeline, chunk, chunk_labels, guidance_scale, steps, num_frames, bar)
+            frames = _denoise(pipeline, chunk, chunk_labels, options, num_frames, batches, bar)
             result.images += frames[-1]
             if num_frames:
                 result.frames = [old + new for old, new in zip(result.frames, frames)] or frames
@@ -156,34 +262,46 @@ def generate(
 
 
 @torch.inference_mode()
-def _denoise(pipeline, seeds, labels, guidance_scale, steps, num_frames, progress) -> list[list[Image.Image]]:
+def _denoise(pipeline, seeds, labels, options, num_frames, batches, progress) -> list[list[Image.Image]]:
     """Frames of one batch, the finished images last."""
     frames = []
     try:
-        for step in pipeline.denoise(len(seeds), labels, guidance_scale, steps, seed=list(seeds)):
+        for step in pipeline.denoise(len(seeds), labels, seed=list(seeds), **options):
+            total = pipeline.num_timesteps
+            progress.total = batches * total
             progress.update()
-            total = len(pipeline.scheduler.timesteps)
             if step.index == total - 1 and not torch.isfinite(step.sample).all():
                 raise UserError(
-                    f"the model makes pixels that are not numbers, in {steps} steps; another --scheduler, more "
+                    f"the model makes pixels that are not numbers, in {total} steps; another --scheduler, more "
                     f"--steps, or --dtype float32 may help."
                 )
             if step.index == total - 1 or step.index in pick_frames(num_frames, total):
-                frames.append(pipeline.postprocess(pipeline.unit_variance(step.sample)))
+                frames.append(pipeline.postprocess(pipeline.unit_variance(step)))
     except ValueError as error:
         raise UserError(str(error)) from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # of a model's odd settings, or memory
+        raise UserError(f"the model cannot make pictures with these settings: {one_line(error)}") from error
     return frames
 
 
 def settings_note(
-    model: str, num_images: int, class_name: str, guidance_scale: float, sampler: str, steps: int, seed: int
+    model: str,
+    num_images: int,
+    class_name: str,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float] | None,
+    sampler: str,
+    steps: int,
+    seed: int,
 ) -> dict:
     """How images were made, to be kept with them: what the page, a link and ``/generate`` take too."""
+    interval = {} if guidance_interval is None else {"guidance_interval": list(whole_numbers(guidance_interval))}
     return {
         "model": model,
         "num_images": num_images,
         "class_name": class_name,
         "guidance_scale": float(guidance_scale),
+        **interval,
         "sampler": sampler,
         "steps": steps,
         "seed": seed,

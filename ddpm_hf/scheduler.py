@@ -1,25 +1,39 @@
-"""MyDDPMScheduler: the seed's diffusion process, linear beta and ancestral sampling, as a diffusers scheduler.
+"""MyDDPMScheduler: the original's diffusion process, linear beta and ancestral sampling, as a diffusers scheduler.
 
 This file is uploaded beside the weights of every model, so it imports only the standard library, torch and
 diffusers. Equation numbers are those of Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
 """
 
+import itertools
+import json
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 VARIANCE_TYPES = ("fixed_large", "fixed_small")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+ALGORITHM_TYPES = (None, "dpmsolver++", "sde-dpmsolver++")
+# of the solver that takes fewer than T steps: it starts at the last timestep, and clips x_0 to the pixels' range
+SOLVER_SETTINGS = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
 
 
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _whole_number(name: str, value, low: int, high: int) -> int:
+    """``value`` as int, from Python's, NumPy's or torch's numbers; a ValueError for others and outside [low, high]."""
+    if not isinstance(value, bool | str) and value == value and low <= value <= high and value == int(value):
+        return int(value)
+    raise ValueError(f"{name} must be a whole number in [{low}, {high}], got {value}.")
 
 
 def _rescale_to_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
@@ -31,7 +45,7 @@ def _rescale_to_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
 
 
 class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
-    """Linear beta from ``beta_start`` to ``beta_end``, sigma_t^2 = beta_t, no clipping: the seed's sampler.
+    """Linear beta from ``beta_start`` to ``beta_end``, sigma_t^2 = beta_t, no clipping: the original's sampler.
 
     The configuration keys are diffusers' own, so stock schedulers build with ``.from_config(scheduler.config)``.
     With 1e-4 -> 0.02 the last step keeps some signal, the more the fewer the steps: alpha_bar_T is about 4e-5 for
@@ -47,8 +61,14 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
             or "sample" (x_0).
         clip_sample: clip the predicted x_0 to [-clip_sample_range, clip_sample_range] at every step.
         timestep_spacing: "leading", "trailing" or "linspace" (Lin et al. 2023, table 2).
-        steps_offset: added to every timestep of "leading".
+        steps_offset: added to every timestep of "leading", or as much of it as keeps them all below T.
         rescale_betas_zero_snr: make alpha_bar_T exactly 0. Refused with "epsilon", which tells nothing of x_0 there.
+        trained_betas: the variances of all forward steps, each in (0, 1). They replace ``beta_start`` and ``beta_end``,
+            and their number is T.
+        algorithm_type: what samples in fewer than T steps. None is ancestral sampling over the chosen timesteps;
+            "dpmsolver++" and "sde-dpmsolver++" are the second-order solvers of diffusers'
+            DPMSolverMultistepScheduler (Lu et al. 2022), with ``SOLVER_SETTINGS``. All T steps are always ancestral.
+            From a configuration with the last one, DEISMultistepScheduler needs its own ``algorithm_type="deis"``.
 
     Raises:
         ValueError: for a value outside these choices.
@@ -71,11 +91,22 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
+        trained_betas: Sequence[float] | None = None,
+        algorithm_type: str | None = None,
     ):
         _check_choice("beta_schedule", beta_schedule, ("linear",))
         _check_choice("variance_type", variance_type, VARIANCE_TYPES)
         _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         _check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
+        _check_choice("algorithm_type", algorithm_type, ALGORITHM_TYPES)
+        if trained_betas is not None:
+            trained_betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            if trained_betas.ndim != 1 or not ((trained_betas > 0) & (trained_betas < 1)).all():
+                raise ValueError("trained_betas must be a list of numbers between 0 and 1.")
+            num_train_timesteps = len(trained_betas)
+            self.register_to_config(num_train_timesteps=num_train_timesteps, trained_betas=trained_betas.tolist())
+        # NumPy's numbers as JSON has them: a configuration that was saved and loaded is equal to the first
+        self.register_to_config(**{key: value.item() for key, value in self.config.items() if hasattr(value, "item")})
         if num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}.")
         if not 0 < beta_start <= beta_end < 1:
@@ -90,11 +121,13 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
                 "ratio the noise says nothing about the image."
             )
         # diffusers' from_config leaves out what was not given by keyword, and the other class's defaults then win:
-        # DDPMScheduler would clip and use fixed_small
-        self.register_to_config(_use_default_values=[])
+        # DDPMScheduler would clip and use fixed_small. None is no solver of theirs, which keep their own default
+        self.register_to_config(_use_default_values=["algorithm_type"] if algorithm_type is None else [])
 
         # float64 while the products build up; float32 is what the images are in
-        betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+        betas = trained_betas
+        if betas is None:
+            betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
         if rescale_betas_zero_snr:
             betas = _rescale_to_zero_terminal_snr(betas)
         self.betas = betas.float()
@@ -104,7 +137,13 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
 
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
+        self._solver = None  # of fewer than T steps
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    def to_json_string(self) -> str:
+        """The configuration as it is saved, in which None is left out: no stock scheduler knows this algorithm_type."""
+        config = json.loads(super().to_json_string())
+        return json.dumps({key: value for key, value in config.items() if value is not None}, indent=2) + "\n"
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -167,25 +206,49 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
 
     # ---- reverse process
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ):
         """Choose ``num_inference_steps`` of the T training steps to sample with, spaced by ``timestep_spacing``.
 
+        Fewer than T are taken by the solver of ``algorithm_type``, where there is one.
+
+        Args:
+            timesteps: instead of a number of steps, the training steps to take: whole numbers, falling, in [0, T - 1].
+
         Raises:
-            ValueError: unless 1 <= num_inference_steps <= T.
+            ValueError: unless 1 <= num_inference_steps <= T, or for timesteps that are not so.
         """
         total = self.config.num_train_timesteps
-        if num_inference_steps != num_inference_steps or not 1 <= num_inference_steps <= total:
-            raise ValueError(f"num_inference_steps must lie in [1, {total}], got {num_inference_steps}.")
-        if num_inference_steps != int(num_inference_steps):
-            raise ValueError(f"num_inference_steps must be a whole number, got {num_inference_steps}.")
-        count = self.num_inference_steps = int(num_inference_steps)
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("give either num_inference_steps or timesteps.")
+        if timesteps is not None:
+            chosen = [_whole_number("timesteps", t, 0, total - 1) for t in timesteps]
+            if not chosen or any(high <= low for high, low in itertools.pairwise(chosen)):
+                raise ValueError(f"timesteps must be a list of falling whole numbers, got {chosen}.")
+            num_inference_steps = len(chosen)
+        count = self.num_inference_steps = _whole_number("num_inference_steps", num_inference_steps, 1, total)
+        self._solver = None
+        if self.config.algorithm_type is not None and count < total:
+            self._solver = DPMSolverMultistepScheduler.from_config(self.config, **SOLVER_SETTINGS)
+            steps = {"num_inference_steps": count} if timesteps is None else {"timesteps": chosen}
+            self._solver.set_timesteps(**steps, device=device)
+            self.timesteps = self._solver.timesteps
+            return
+        if timesteps is not None:
+            self.timesteps = torch.tensor(chosen, device=device)
+            return
         if self.config.timestep_spacing == "leading":
-            timesteps = torch.arange(count - 1, -1, -1) * (total // count) + self.config.steps_offset
+            timesteps = torch.arange(count - 1, -1, -1) * (total // count)
+            timesteps += min(self.config.steps_offset, total - 1 - int(timesteps[0]))  # near T, some would coincide
         elif self.config.timestep_spacing == "trailing":
             timesteps = (total - torch.arange(count, dtype=torch.float64) * total / count).round().long() - 1
         else:
             timesteps = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long().flip(0)
-        self.timesteps = timesteps.clamp(max=total - 1).to(device)
+        self.timesteps = timesteps.to(device)
 
     def previous_timestep(self, timestep: int) -> int:
         """The timestep that follows ``timestep`` on the way down to -1, which stands for the finished image."""
@@ -204,6 +267,8 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Sample x_{t-1} from p(x_{t-1} | x_t), with the mean of equation 11 and the variance of ``variance_type``.
 
+        In fewer than T steps, the solver of ``algorithm_type`` takes it, where there is one.
+
         Args:
             model_output: (B, C, H, W), the network's prediction.
             timestep: t, a whole number in [0, T - 1].
@@ -218,6 +283,11 @@ class MyDDPMScheduler(SchedulerMixin, ConfigMixin):
         t = int(timestep)
         if not 0 <= t < len(self) or t != timestep:
             raise ValueError(f"timestep must be a whole number in [0, {len(self) - 1}], got {timestep}.")
+        if self._solver is not None:
+            p, q = self._x0_coefficients(self._alphas_cumprod64[t].item())
+            x0 = p * sample + q * model_output
+            prev_sample = self._solver.step(model_output, timestep, sample, generator=generator).prev_sample
+            return DDPMSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
         previous = self.previous_timestep(t)
         alpha_bar = self._alphas_cumprod64[t].item()
         alpha_bar_previous = self._alphas_cumprod64[previous].item() if previous >= 0 else 1.0

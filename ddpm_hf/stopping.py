@@ -5,10 +5,12 @@ Light to import: ``train.py`` installs the handlers before it imports torch.
 
 import os
 import signal
+import threading
 import time
 
 # what accelerate launch and torchrun set in the processes they start
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+AGAIN = 0.1  # seconds until a signal that came during an import is sent again
 PATIENCE = 2.0  # seconds in which a second SIGINT is taken for an echo of the first: launchers forward it
 
 
@@ -19,10 +21,10 @@ class StopRequested(BaseException):
 class StopSignal:
     """A context in which SIGTERM, SIGINT and SIGHUP ask for a stop instead of ending the process.
 
-    Until ``begin`` the handler of a single process raises StopRequested where it strikes: nothing is at stake yet.
-    Otherwise it only takes note, and ``check``, called by all ranks at the same places, raises on all of them. A run
-    whose launcher has died stops as well: nobody would collect it. SIGINT repeated after 2 seconds ends the process at
-    once.
+    Until ``begin`` the handler of a single process raises StopRequested where it strikes, or right after the import
+    that is going on: nothing is at stake yet. Otherwise it only takes note, and ``check``, called by all ranks at the
+    same places, raises on all of them. A run whose launcher has died stops as well: nobody would collect it. SIGINT
+    repeated after 2 seconds ends the process at once.
     """
 
     def __init__(self):
@@ -36,8 +38,8 @@ class StopSignal:
         self._launcher = os.getppid() if launched else None
 
     def __enter__(self):
-        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-            number = getattr(signal, name, None)  # SIGHUP is not everywhere
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)  # SIGBREAK is on Windows, SIGHUP elsewhere
             ignored = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN  # under nohup
             if number and not ignored:
                 self._before[number] = signal.signal(number, self._handle)
@@ -48,11 +50,18 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
+        if self._at_once and _importing(frame):
+            # C code that imports a module, as torch's does numpy, may drop an exception and import the module again
+            timer = threading.Timer(AGAIN, _send_again, [number])
+            timer.daemon = True
+            timer.start()
+            return
         if self.reason and number == signal.SIGINT and time.monotonic() - self._since > PATIENCE:
             raise KeyboardInterrupt
         if not self.reason:
             self.reason, self._since = signal.Signals(number).name, time.monotonic()
         if self._at_once:
+            self._at_once = False  # an echo of the signal must not raise again
             raise StopRequested
 
     def begin(self):
@@ -66,7 +75,7 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. Collective."""
-        if self._launcher is not None and os.getppid() != self._launcher:
+        if self._launcher is not None and _has_ended(self._launcher):
             self.reason = self.reason or "its launcher ended"
         if self._group is None:
             return self.reason is not None
@@ -82,3 +91,29 @@ class StopSignal:
         """Raise StopRequested on all ranks if any was asked to stop. Collective."""
         if self.agreed():
             raise StopRequested
+
+
+def _has_ended(parent: int) -> bool:
+    """Whether the process that has started this one has ended."""
+    if os.name != "nt":
+        return os.getppid() != parent
+    import psutil  # on Windows, getppid still names a parent that has ended
+
+    return not psutil.pid_exists(parent)
+
+
+def _send_again(number: int):
+    """Send a signal to the main thread, which wakes up for it if it sleeps or waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:  # Windows
+        signal.raise_signal(number)
+
+
+def _importing(frame) -> bool:
+    """Whether ``frame`` runs inside an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

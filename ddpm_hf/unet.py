@@ -1,10 +1,11 @@
-"""MyUNet: the seed's U-Net, from ``input_conv`` to ``out_conv``, with every choice a configuration key.
+"""MyUNet: the original's U-Net, from ``input_conv`` to ``out_conv``, with every choice a configuration key.
 
 This file is uploaded beside the weights of every model, so it imports only the standard library, torch and
 diffusers. Shapes in comments: B images, C channels, H x W pixels, D embedding width.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def sinusoidal_embedding(num_rows: int, dim: int) -> torch.Tensor:
 
 
 class TimestepTable(nn.Module):
-    """The seed's frozen table of sinusoids, extended to fractional timesteps.
+    """The original's frozen table of sinusoids, extended to fractional timesteps.
 
     A fractional t is the row floor(t) rotated by the remaining angle (the addition theorems), which is exact
     and leaves the rows of whole timesteps untouched.
@@ -101,14 +102,15 @@ def _patches(x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (BHW, 9C)
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of padding 1. oneDNN's weight gradient is slow on a CPU where maps are small and wide."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    """``nn.Conv2d``, made for 3x3 kernels of padding 1: oneDNN's weight gradient is slow on a CPU where maps are small
+    and wide."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, in, H, W) -> (B, out, H, W)
         wide = x.device.type == "cpu" and self.in_channels * self.out_channels >= 256 * 256
-        if torch.compiler.is_compiling() or not (wide and x.shape[2] * x.shape[3] <= 64 and torch.is_grad_enabled()):
+        usual = self.kernel_size == (3, 3) and self.bias is not None  # not so in the layers that LoRA adds
+        if torch.compiler.is_compiling() or not (
+            wide and usual and x.shape[2] * x.shape[3] <= 64 and torch.is_grad_enabled()
+        ):
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _SmallMapConv.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
@@ -127,10 +129,10 @@ class MyBlock(nn.Module):
     def __init__(self, shape, in_channels, out_channels, *, num_groups=8, dropout=0.0, residual=False, normalize=True):
         super().__init__()
         self.norm_in = ImageLayerNorm(shape) if normalize else nn.Identity()
-        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.conv1 = Conv3x3(in_channels, out_channels, 3, padding=1)
         self.norm1 = ImageGroupNorm(num_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels, 3, padding=1)
         self.norm2 = ImageGroupNorm(num_groups, out_channels)
         self.residual = residual
         if residual:
@@ -207,34 +209,76 @@ class MyTESA(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
+class Words(NamedTuple):
+    """Captions as the network reads them, made once for all steps of a run by ``MyUNet.words``.
+
+    pooled (B, D): added to the time embedding. keys_values: (B, 2, heads, L, C/heads) for every level that reads words.
+    mask (B, 1, 1, L): False where a caption has no token; None if all have L.
+    """
+
+    pooled: torch.Tensor
+    keys_values: list[torch.Tensor | None]
+    mask: torch.Tensor | None
+
+
+class WordAttention(nn.Module):
+    """Attention of the H*W pixels to the words of a caption, pre-norm; its output starts at zero.
+
+    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3.
+    """
+
+    def __init__(self, channels: int, words_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(channels)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_kv = nn.Linear(words_dim, 2 * channels)
+        self.to_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def keys_values(self, words: torch.Tensor) -> torch.Tensor:  # (B, L, D) -> (B, 2, heads, L, C/heads)
+        return self.to_kv(words).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
+
+    def forward(self, x, keys_values, mask):  # (B, C, H, W), (B, 2, heads, L, C/heads), (B, 1, 1, L) -> (B, C, H, W)
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
+        query = self.to_q(self.norm(tokens)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = keys_values.to(query.dtype).unbind(1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, heads, HW, C/heads)
+        out = self.to_out(out.transpose(1, 2).flatten(2))
+        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
 def _make_te(dim_in: int, dim_out: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(dim_in, dim_out))
 
 
 class Level(nn.Module):
-    """One level of the U-Net: add the projected time embedding, two blocks, self-attention where configured."""
+    """One level of the U-Net: add the projected time embedding, two blocks, attention where configured."""
 
-    def __init__(self, size, in_channels, mid_channels, out_channels, time_embed_dim, block, attention):
+    def __init__(self, size, in_channels, mid_channels, out_channels, time_embed_dim, block, attention, words):
         super().__init__()
         self.te = _make_te(time_embed_dim, in_channels)
         self.block1 = block((in_channels, size, size), in_channels, mid_channels)
         self.block2 = block((mid_channels, size, size), mid_channels, out_channels)
         self.sa = attention(out_channels, size)
+        self.ca = words(out_channels)
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:  # (B, in, H, W), (B, D) -> (B, out, H, W)
+    def forward(self, x, emb, keys_values=None, mask=None):  # (B, in, H, W), (B, D), see Words -> (B, out, H, W)
         x = x + self.te(emb)[:, :, None, None].to(x.dtype)
-        return self.sa(self.block2(self.block1(x)))
+        x = self.sa(self.block2(self.block1(x)))
+        return x if self.ca is None else self.ca(x, keys_values, mask)
 
 
 class MyUNet(ModelMixin, ConfigMixin):
-    """The seed's noise predictor: 4 resolutions, MyBlock pairs, self-attention after every level.
+    """The original's noise predictor: 4 resolutions, MyBlock pairs, self-attention after every level.
 
-    With no arguments it is the seed's Flowers-102 network (20,728,259 parameters); with ``in_channels=1,
+    With no arguments it is the original's Flowers-102 network (20,728,259 parameters); with ``in_channels=1,
     out_channels=1`` its Fashion-MNIST network (20,722,881). Ho et al. 2020, "Denoising Diffusion Probabilistic
     Models", appendix B, describes the family.
 
     Args:
-        sample_size: height and width of the images in pixels, divisible by 2^(levels - 1).
+        sample_size: height and width of the images in pixels, divisible by patch_size * 2^(levels - 1).
         in_channels, out_channels: 3 for RGB, 1 for grayscale.
         block_out_channels: width of each level, highest resolution first; the last is the bottleneck's.
         num_train_timesteps: rows of the frozen time table; timesteps lie in [0, num_train_timesteps - 1].
@@ -243,14 +287,19 @@ class MyUNet(ModelMixin, ConfigMixin):
         num_attention_heads: heads of every attention; must divide the width of each level that has it.
         feed_forward_dim: hidden width of every attention's feed-forward part.
         norm_num_groups: groups of every GroupNorm; must divide every width.
-        residual: residual blocks (False: the seed's plain ones).
-        normalize_input: LayerNorm on the raw input (True: as the seed; False keeps the overall brightness).
+        residual: residual blocks (False: the original's plain ones).
+        normalize_input: LayerNorm on the raw input (True: as the original; False keeps the overall brightness).
         num_class_embeds: number of classes, or None for an unconditional model. One more row is kept for the
             null class of classifier-free guidance (Ho and Salimans 2022), whose label is ``num_class_embeds``.
         dropout: probability, inside blocks and attention.
+        patch_size: side in pixels of the patches that the network works on. Above 1, the patches become channels
+            before ``input_conv`` and pixels again after ``out_conv``, so that level i works on maps of side
+            sample_size / patch_size / 2^i (Hoogeboom et al. 2023, "simple diffusion", section 3.3).
+        cross_attention_dim: width of a text encoder's output, or None for a model without captions. Levels with
+            self-attention then attend to the words as well, and the mean of the words is added to the time embedding.
 
     Raises:
-        ValueError: for settings that do not fit together, naming the setting and what would be right.
+        ValueError: for settings that do not fit together, naming the setting and a value that fits.
     """
 
     _supports_gradient_checkpointing = True
@@ -272,10 +321,13 @@ class MyUNet(ModelMixin, ConfigMixin):
         normalize_input: bool = True,
         num_class_embeds: int | None = None,
         dropout: float = 0.0,
+        patch_size: int = 1,
+        cross_attention_dim: int | None = None,
     ):
         super().__init__()
         self._check_config()
-        widths, sizes = block_out_channels, [sample_size >> i for i in range(len(block_out_channels))]
+        widths = block_out_channels
+        sizes = [sample_size // patch_size >> i for i in range(len(widths))]
         attended = range(len(widths)) if attention_levels is None else attention_levels
 
         def block(shape, width_in, width_out, **kwargs):
@@ -288,17 +340,22 @@ class MyUNet(ModelMixin, ConfigMixin):
             options = {"num_heads": num_attention_heads, "dim_feedforward": feed_forward_dim, "dropout": dropout}
             return lambda channels, size: MyTESA(channels, size, **options)
 
+        def words(level):
+            reads = cross_attention_dim is not None and level in attended
+            return lambda channels: WordAttention(channels, cross_attention_dim, num_attention_heads) if reads else None
+
         self.time_embed = TimestepTable(num_train_timesteps, time_embed_dim)
         self.class_embed = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_embed_dim)
 
-        shape = (in_channels, sample_size, sample_size)
-        self.input_conv = block(shape, in_channels, widths[0], normalize=normalize_input)
+        patch_channels = in_channels * patch_size**2
+        shape = (patch_channels, sizes[0], sizes[0])
+        self.input_conv = block(shape, patch_channels, widths[0], normalize=normalize_input)
         self.pool = nn.MaxPool2d(2)
         self.down = nn.ModuleList()
         for i in range(1, len(widths)):
             width_out = widths[min(i, len(widths) - 2)]  # the last width is the bottleneck's alone
             self.down.append(
-                Level(sizes[i], widths[i - 1], widths[i - 1], width_out, time_embed_dim, block, attention(i))
+                Level(sizes[i], widths[i - 1], widths[i - 1], width_out, time_embed_dim, block, attention(i), words(i))
             )
         shape = (sizes[-1], sizes[-1])
         self.bottleneck = nn.Sequential(
@@ -310,28 +367,45 @@ class MyUNet(ModelMixin, ConfigMixin):
         self.up = nn.ModuleList()
         for i in reversed(range(len(widths) - 1)):
             width_out = widths[max(i - 1, 0)]
-            self.up.append(Level(sizes[i], 2 * widths[i], widths[i], width_out, time_embed_dim, block, attention(i)))
-        self.out_conv = nn.Conv2d(widths[0], out_channels, 1)
+            self.up.append(
+                Level(sizes[i], 2 * widths[i], widths[i], width_out, time_embed_dim, block, attention(i), words(i))
+            )
+        self.out_conv = nn.Conv2d(widths[0], out_channels * patch_size**2, 1)
+        self.words_embed = None
+        if cross_attention_dim is not None:
+            self.words_embed = nn.Sequential(
+                nn.LayerNorm(cross_attention_dim), nn.Linear(cross_attention_dim, time_embed_dim)
+            )
+            nn.init.zeros_(self.words_embed[1].weight)
+            nn.init.zeros_(self.words_embed[1].bias)
         self.gradient_checkpointing = False
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """As of ``ConfigMixin``; ``auto_map``, which tells diffusers' AutoModel where this code is, is no setting."""
+        settings = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return super().extract_init_dict(settings, **kwargs)
 
     def _check_config(self):
         c = self.config
         levels = len(c.block_out_channels)
         names = ["sample_size", "in_channels", "out_channels", "num_train_timesteps", "time_embed_dim"]
-        names += ["num_attention_heads", "feed_forward_dim", "norm_num_groups"]
-        counts = {name: c[name] for name in names} | {"num_class_embeds": c.num_class_embeds or 1}
+        names += ["num_attention_heads", "feed_forward_dim", "norm_num_groups", "patch_size"]
+        counts = {name: c[name] for name in names}
+        counts |= {name: c[name] for name in ("num_class_embeds", "cross_attention_dim") if c[name] is not None}
         counts |= {f"block_out_channels[{i}]": width for i, width in enumerate(c.block_out_channels)}
         for name, value in counts.items():
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if levels < 2:
             raise ValueError(f"block_out_channels needs at least 2 widths, got {tuple(c.block_out_channels)}.")
-        factor = 2 ** (levels - 1)
+        factor = c.patch_size * 2 ** (levels - 1)
         if c.sample_size < factor or c.sample_size % factor:
             nearest = max(1, round(c.sample_size / factor)) * factor
+            patches = f"patches of {c.patch_size} pixels and " if c.patch_size > 1 else ""
             raise ValueError(
-                f"sample_size={c.sample_size} is not divisible by {factor}, the downsampling factor of {levels} "
-                f"levels; the nearest size that works is {nearest}."
+                f"sample_size={c.sample_size} is not divisible by {factor}, the downsampling factor of {patches}"
+                f"{levels} levels; the nearest size that works is {nearest}."
             )
         if c.time_embed_dim % 2:
             raise ValueError(f"time_embed_dim={c.time_embed_dim} must be even: it holds sine-cosine pairs.")
@@ -354,6 +428,8 @@ class MyUNet(ModelMixin, ConfigMixin):
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | Words | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict the noise in ``sample`` (or v, or x_0: whatever the model was trained to predict).
@@ -362,25 +438,72 @@ class MyUNet(ModelMixin, ConfigMixin):
             sample: (B, in_channels, sample_size, sample_size), x_t.
             timestep: one number for all images or (B,), in [0, num_train_timesteps - 1], whole or fractional.
             class_labels: (B,) in [0, num_class_embeds], the last being the null class; None means the null class.
+            encoder_hidden_states: (B, L, cross_attention_dim), the words of a caption for each image, or what ``words``
+                made of them; for a model with cross_attention_dim alone. No caption is that of an empty text.
+            encoder_attention_mask: (B, L), 1 for tokens and 0 for padding; None means that all are tokens.
             return_dict: False returns a plain tuple.
 
         Returns:
             ``UNet2DOutput`` with ``.sample`` (B, out_channels, sample_size, sample_size).
         """
         self._check_sample(sample)
-        emb = self._embed(sample, timestep, class_labels).to(self.out_conv.weight.dtype)  # (B, D)
+        emb = self._embed(sample, timestep, class_labels)  # (B, D)
+        words = encoder_hidden_states
+        if not isinstance(words, Words):
+            words = self.words(encoder_hidden_states, encoder_attention_mask)
+        of_levels = iter([None] * (len(self.down) + len(self.up)))
+        if words is not None:
+            if words.pooled.shape[0] != sample.shape[0]:
+                raise ValueError(f"there are {words.pooled.shape[0]} captions for {sample.shape[0]} images.")
+            emb, of_levels = emb + words.pooled.float(), iter(words.keys_values)
+        emb = emb.to(sample.dtype)
+        mask = None if words is None else words.mask
 
-        x = self._run(self.input_conv, sample)  # (B, c0, S, S)
+        patch = self.config.patch_size
+        x = F.pixel_unshuffle(sample, patch) if patch > 1 else sample  # (B, in * P^2, S, S), S = sample_size / P
+        x = self._run(self.input_conv, x)  # (B, c0, S, S)
         skips = []
         for level in self.down:
             skips.append(x)
-            x = self._run(level, self.pool(x), emb)  # (B, c_i, S/2^i, S/2^i)
+            x = self._run(level, self.pool(x), emb, next(of_levels), mask)  # (B, c_i, S/2^i, S/2^i)
         x = self._run(self.bottleneck, x)
         for level in self.up:
             x = torch.cat((skips.pop(), _dense_gradient(self.upsample(x))), dim=1)  # (B, 2 c_i, S/2^i, S/2^i)
-            x = self._run(level, x, emb)
-        x = self.out_conv(x)
+            x = self._run(level, x, emb, next(of_levels), mask)
+        x = self.out_conv(x)  # (B, out * P^2, S, S)
+        x = F.pixel_shuffle(x, patch) if patch > 1 else x  # (B, out, sample_size, sample_size)
         return UNet2DOutput(sample=x) if return_dict else (x,)
+
+    def words(self, encoder_hidden_states: torch.Tensor | None, mask: torch.Tensor | None = None) -> Words | None:
+        """What ``forward`` needs of captions, the same at all steps; None for a model without.
+
+        Args:
+            encoder_hidden_states: (B, L, cross_attention_dim).
+            mask: (B, L), 1 for tokens and 0 for padding; each caption has at least one token.
+
+        Raises:
+            ValueError: if the model has no captions and some are given, or none are, or their shape is another.
+        """
+        width = self.config.cross_attention_dim
+        if width is None:
+            if encoder_hidden_states is not None:
+                raise ValueError("encoder_hidden_states were given, but the model has no cross_attention_dim.")
+            return None
+        if encoder_hidden_states is None or encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[2] != width:
+            given = None if encoder_hidden_states is None else tuple(encoder_hidden_states.shape)
+            raise ValueError(f"encoder_hidden_states must have shape (B, L, {width}), got {given}.")
+        if mask is not None:
+            if mask.shape != encoder_hidden_states.shape[:2]:
+                shape = tuple(encoder_hidden_states.shape[:2])
+                raise ValueError(f"encoder_attention_mask must have shape {shape}, got {tuple(mask.shape)}.")
+            mask = mask.to(encoder_hidden_states.device, torch.bool)
+            _check(mask.any(dim=1).all(), "encoder_attention_mask: every caption needs a token.")
+        words = encoder_hidden_states.to(self.words_embed[1].weight.dtype)
+        share = torch.ones_like(words[..., :1]) if mask is None else mask[..., None].to(words.dtype)  # (B, L, 1)
+        mean = (words * share).sum(1) / share.sum(1)
+        levels = [level.ca for level in (*self.down, *self.up)]
+        keys_values = [None if ca is None else ca.keys_values(words) for ca in levels]
+        return Words(self.words_embed(mean), keys_values, None if mask is None else mask[:, None, None])
 
     def _run(self, module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -418,17 +541,19 @@ def _dense_gradient(x: torch.Tensor) -> torch.Tensor:
 def _one_each(name: str, values: torch.Tensor, batch: int) -> torch.Tensor:
     """``values`` as (B,): one for all, or one for each of the B images."""
     values = values.reshape(-1)
-    if len(values) not in (1, batch):
+    if values.shape[0] not in (1, batch):  # len() would fix the batch size of an exported graph
         raise ValueError(f"{name} must be one for all or one for each of {batch} images, got {len(values)}.")
     return values.expand(batch)
 
 
 def _check_range(name: str, values: torch.Tensor, last: int):
     """Refuse values outside [0, last], NaN included, without a device synchronisation or a graph break."""
-    inside = ((values >= 0) & (values <= last)).all()
-    message = f"{name} must lie in [0, {last}]."
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not inside:
-            raise ValueError(f"{message[:-1]}, got {values.tolist()}.")
-    else:
-        torch._assert_async(inside, message)
+    _check(((values >= 0) & (values <= last)).all(), f"{name} must lie in [0, {last}].", values)
+
+
+def _check(condition: torch.Tensor, message: str, values: torch.Tensor | None = None):
+    """Raise a ValueError unless ``condition``; on CUDA, where waiting for it costs time, by an assertion there."""
+    if torch.compiler.is_compiling() or condition.device.type in ("cuda", "meta"):
+        torch._assert_async(condition, message)
+    elif not condition:  # other accelerators have no such assertion, and wait
+        raise ValueError(message if values is None else f"{message[:-1]}, got {values.tolist()}.")

@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the embedded model: samples, denoising, noise, loss and the app, in docs/.
+"""Make the pictures of the README and docs/ from the shipped model: samples, denoising, noise, loss and the app.
 
     python -m scripts.make_pictures
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddpm_hf.report import draw_loss, read_metrics
+from ddpm_hf.report import draw_loss
+from ddpm_hf.run import RunFolder
 from scripts import make_screenshots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def ddpm_hf(*arguments: str):
 
 def loss_curve(output: str):
     """The losses of the run that made the model."""
-    figure = draw_loss(read_metrics(MODEL / "metrics.jsonl"))
+    figure = draw_loss(RunFolder(MODEL).lines())
     figure.savefig(ROOT / "docs" / output)
 
 

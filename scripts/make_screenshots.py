@@ -1,4 +1,4 @@
-"""Make the pictures of the page for the README: starts the app on the embedded model, uses it, writes docs/app*.png.
+"""Make the pictures of the page for the docs: starts the app on the embedded model, uses it, writes docs/app*.png.
 
     python -m scripts.make_screenshots [NAME ...]
 

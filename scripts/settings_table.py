@@ -1,4 +1,4 @@
-"""Write the README's tables of settings, between its two marks, from the classes that check them.
+"""Write the tables of docs/settings.md, between its two marks, from the classes that check the settings.
 
 python -m scripts.settings_table
 """
@@ -9,30 +9,29 @@ import re
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pydantic import BaseModel
-
-from ddpm_hf.config import DataSource, TrainConfig
+from ddpm_hf.config import TrainConfig
 from ddpm_hf.files import write_whole
+from ddpm_hf.source import Source
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 START, END = "<!-- settings -->", "<!-- /settings -->"
 
 
-def with_tables(readme: str) -> str:
-    """The README with what lies between its marks replaced by the tables of now.
+def with_tables(page: str) -> str:
+    """The page with the text between its marks replaced by the current tables.
 
     Raises:
-        ValueError: if it has not both marks, once and in order.
+        ValueError: if a mark is missing, repeated or out of order.
     """
-    return between(readme, START, END, tables())
+    return between(page, START, END, tables())
 
 
-def between(readme: str, start: str, end: str, text: str) -> str:
-    """The README with what lies between two marks replaced by ``text``."""
-    before, mark, rest = readme.partition(start)
+def between(page: str, start: str, end: str, text: str) -> str:
+    """The page with the text between two marks replaced by ``text``."""
+    before, mark, rest = page.partition(start)
     _, last, after = rest.partition(end)
     if not mark or not last or start in after or end in before + after:
-        raise ValueError(f"README.md must have {start} and, below it, {end}, once each.")
+        raise ValueError(f"The page must have {start} and, below it, {end}, once each.")
     return f"{before}{start}\n\n{text}\n\n{end}{after}"
 
 
@@ -41,9 +40,7 @@ def tables() -> str:
     parts = [
         f"**{heading[0].upper()}{heading[1:]}**\n\n{_table(TrainConfig, names)}" for heading, names in groups().items()
     ]
-    entry = (
-        f"**An entry of `datasets`**, where an id alone is not enough\n\n{_table(DataSource, DataSource.model_fields)}"
-    )
+    entry = f"**An entry of `datasets`**, where an id alone is not enough\n\n{_table(Source, fields_of(Source))}"
     return "\n\n".join([*parts, entry])
 
 
@@ -58,8 +55,13 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-def _table(model: type[BaseModel], names) -> str:
-    rows = [f"| `{name}` | {_default(model.model_fields[name])} | {_meaning(model, name)} |" for name in names]
+def fields_of(model: type) -> dict:
+    """The pydantic fields of a model or of a dataclass, by name."""
+    return model.model_fields if hasattr(model, "model_fields") else model.__pydantic_fields__
+
+
+def _table(model: type, names) -> str:
+    rows = [f"| `{name}` | {_default(fields_of(model)[name])} | {_meaning(model, name)} |" for name in names]
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
 
 
@@ -69,13 +71,13 @@ def _default(field) -> str:
     return f"`{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
 
 
-def _meaning(model: type[BaseModel], name: str) -> str:
+def _meaning(model: type, name: str) -> str:
     """The description, and the values to choose from where it does not name them all."""
     if model is not TrainConfig:  # some fields are TrainConfig's, with or without a prefix
         for twin in (name, f"dataset_{name}"):
             if twin in TrainConfig.model_fields:
                 return f"as `{twin}`"
-    field = model.model_fields[name]
+    field = fields_of(model)[name]
     text = field.description
     choices = _choices(field.annotation)
     if not all(re.search(rf"\b{re.escape(choice)}\b", text) for choice in choices):
@@ -90,5 +92,5 @@ def _choices(annotation) -> list[str]:
 
 
 if __name__ == "__main__":
-    text = with_tables(README.read_text(encoding="utf-8"))
-    write_whole(README, lambda path: path.write_text(text, encoding="utf-8"))
+    text = with_tables(PAGE.read_text(encoding="utf-8"))
+    write_whole(PAGE, lambda path: path.write_text(text, encoding="utf-8"))

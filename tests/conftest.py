@@ -30,27 +30,48 @@ os.environ.update(
 )
 os.environ.pop("HF_HUB_OFFLINE", None)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from helpers import ROOT  # noqa: E402
+from helpers import ROOT, upload_here  # noqa: E402
+
+hypothesis.settings.register_profile("few", max_examples=10)
+hypothesis.settings.register_profile("many", max_examples=40)  # CI's: --hypothesis-profile many
+hypothesis.settings.load_profile("few")
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
-@pytest.fixture(params=["lfs", "xet"])
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """A process has one precision; the next test, or a fixture that it is the first to ask for, may want another."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
 def hub(request, monkeypatch):
-    """An empty Hub double, with the storage of the client chosen; HUB.endpoint is its address."""
+    """An empty Hub double; HUB.endpoint is its address. The client stores by LFS, or as the test's parameter says."""
     import huggingface_hub.constants as constants
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1" if request.param == "lfs" else "0")  # for processes
+    storage = getattr(request, "param", "lfs")
+    if storage == "xet":
+        pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", storage == "lfs")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1" if storage == "lfs" else "0")  # for processes
     HUB.faults.clear()
     HUB.log.clear()
     HUB.repos.clear()
-    HUB.storage = request.param
+    HUB.storage = storage
     yield HUB
     unrouted = [entry for entry in HUB.log if entry.get("unrouted")]
     assert not [entry for entry in unrouted if "agent-harness" not in entry["p"] and "telemetry" not in entry["p"]]
+
+
+@pytest.fixture
+def uploads_here(monkeypatch):
+    """Uploads are made in this process: a process for each, which most tests are not about, takes long."""
+    monkeypatch.setattr("ddpm_hf.hub.upload.Sending", upload_here())
 
 
 @pytest.fixture

@@ -1,10 +1,19 @@
 """Small real models, and where the checkout is, for the tests of every folder."""
 
+import contextlib
+import io
+import json
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+BOTH_STORAGES = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)  # for tests in which the files move
 
 
 def tiny_unet(**settings):
@@ -56,3 +65,33 @@ def hasty(folder: Path) -> str:
     code = "import time\nsleep = time.sleep\ntime.sleep = lambda seconds: sleep(min(seconds, 0.05))\n"
     (folder / "sitecustomize.py").write_text(code)
     return str(folder)
+
+
+def wait_until(condition, seconds: float = 120.0):
+    """Wait for ``condition()``, at most so long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def upload_here() -> type:
+    """``Sending`` whose process is this one: it reads the request, uploads and writes the answer at once."""
+    from huggingface_hub.utils import _http
+
+    from ddpm_hf.hub.retries import RetryLimits
+    from ddpm_hf.hub.upload import Sending, Upload, answer_to
+
+    class UploadHere(Sending):
+        def __init__(self, upload, token=None, **_):
+            self.upload = upload
+            request = json.loads(json.dumps(asdict(upload)))
+            with pytest.MonkeyPatch.context() as environment, contextlib.redirect_stdout(sys.stderr):
+                if token is not None:
+                    environment.setenv("HF_TOKEN", token)
+                answer = answer_to(Upload(**{**request, "limits": RetryLimits(**request["limits"])}))
+            _http.set_client_factory(_http.default_client_factory)
+            pipes = {"stdin": io.StringIO(), "stdout": io.StringIO(json.dumps(answer) + "\n")}
+            self._process = SimpleNamespace(wait=lambda timeout=None: 0, poll=lambda: 0, returncode=0, **pipes)
+
+    return UploadHere

@@ -1,7 +1,9 @@
 """``python -m ddpm_hf``: every command and output, and one line for every mistake."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,45 @@ def test_export_halves_the_weights(model, tmp_path):
     assert load_pipeline(tmp_path / "half").config.id2label == NAMES
 
 
+def test_export_gives_a_model_its_own_sampling(model, tmp_path, capsys):
+    """What sample takes without options is what export was told, and the picture says so."""
+    own = ["--scheduler", "dpm", "--steps", "4", "--guidance-scale", "3", "--guidance-interval", "2,9"]
+    folder = str(tmp_path / "own")
+    assert main(["export", model, "--output", folder, *own]) == 0
+    config = load_pipeline(folder).config
+    values = (config.num_inference_steps, config.guidance_scale, config.guidance_interval)
+    assert values == (4, 3.0, [2, 9])
+    common = ["--dtype", "float32", "--num-images", "5", "--output"]
+    assert main(["sample", folder, *common, str(tmp_path / "a.png")]) == 0
+    assert main(["sample", model, *own, *common, str(tmp_path / "b.png")]) == 0
+    pictures = [Image.open(tmp_path / name) for name in ("a.png", "b.png")]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    note = json.loads(pictures[0].text["ddpm_hf"])
+    assert (note["sampler"], note["steps"], note["guidance_interval"]) == ("dpm", 4, [2, 9])
+    # exported again, it keeps them; one option changes that one
+    again = str(tmp_path / "again")
+    assert main(["export", folder, "--output", again, "--steps", "6"]) == 0
+    config = load_pipeline(again).config
+    assert (config.num_inference_steps, config.guidance_scale, config.guidance_interval) == (6, 3.0, [2, 9])
+    assert load_pipeline(again).scheduler.config.algorithm_type == "dpmsolver++"
+    capsys.readouterr()
+    assert main(["export", model, "--output", again, "--steps", "21"]) == 2
+    assert "num_inference_steps must be a whole number in [1, 20], got 21" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "interval"),
+    [([], 2.0, [0, 8]), (["--guidance-scale", "1.5"], 1.5, [0, 20]), (["--guidance-interval", "3,4"], 2.0, [3, 4])],
+)
+def test_a_model_of_version_0_1_is_sampled_as_a_run_would_be(model, tmp_path, options, scale, interval):
+    """It carries nothing; a scale alone is for all timesteps there, so that recorded commands mean what they meant."""
+    assert json.loads((Path(model) / "model_index.json").read_text())["guidance_scale"] is None
+    assert main(["sample", model, "--num-images", "1", *options, "--output", str(tmp_path / "a.png")]) == 0
+    note = json.loads(Image.open(tmp_path / "a.png").text["ddpm_hf"])
+    assert (note["sampler"], note["steps"]) == ("dpm-sde", 20)
+    assert (note["guidance_scale"], note["guidance_interval"]) == (scale, interval)
+
+
 def test_push(hub, model, capsys):
     assert main(["push", model, "--repo-id", "alice/cli", "--private"]) == 0
     assert hub.repos["model", "alice/cli"].private
@@ -108,11 +149,18 @@ def test_push(hub, model, capsys):
         (["--steps", "0"], "num_inference_steps must be a whole number in [1, 20], got 0"),
         (["--steps", "21"], "num_inference_steps must be a whole number in [1, 20], got 21"),
         (["--steps", "nan"], "argument --steps: invalid int value: 'nan'"),
-        (["--num-images", "0"], "--num-images and --batch-size must be at least 1"),
+        (["--num-images", "0"], "argument --num-images: it must be at least 1, got 0"),
         (["--labels", "hat"], "the model has no class 'hat'"),
         (["--labels", "3"], "the model has no class '3'"),
-        (["--seed", "-1"], "--seed must lie in"),
+        (["--seed", "-1"], "argument --seed: it must lie in [0, 4294967295], got -1"),
         (["--guidance-scale", "nan"], "--guidance-scale must lie within 100"),
+        (
+            ["--guidance-interval", "9"],
+            "argument --guidance-interval: two timesteps LOW,HIGH such as 0,400",
+        ),
+        (["--guidance-interval", "9,3"], "argument --guidance-interval: two timesteps LOW,HIGH"),
+        (["--guidance-interval", "0,nan"], "argument --guidance-interval: two timesteps LOW,HIGH"),
+        (["--guidance-interval", "0,21"], "--guidance-interval must lie within the model's timesteps, 0 to 20"),
         (["--output", "x.jpg"], "--output x.jpg must end in .png"),
         (["--output", "no/such/folder/x.png"], "there is no folder"),
         (["--revision"], "argument --revision: expected one argument"),
@@ -151,7 +199,7 @@ def test_the_embedded_model_from_the_shell(tmp_path):
     for name in ("x.png", "x.gif", "x.npz"):
         arguments = ["--num-images", "16", "--scheduler", "dpm", "--steps", "20", "--seed", "0", "--output"]
         command = [sys.executable, "-m", "ddpm_hf", "sample", "pretrained/fashion_mnist_small", *arguments]
-        result = subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        result = subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
     arrays = np.load(tmp_path / "x.npz")
     assert arrays["images"].shape == (16, 28, 28)
@@ -196,7 +244,7 @@ def test_features_of_a_labelled_data_set(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--epochs", "0"], "argument --epochs: it must be at least 1, got 0"),
         (["--dataset", "nowhere/at-all/x"], "nowhere/at-all/x"),
         (["--output", "tests"], "exists and is not a classifier"),
     ],
@@ -214,7 +262,7 @@ def test_pictures_without_labels_have_no_features_to_learn(tmp_path, capsys):
     for i in range(30):
         Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
     assert main(["train-features", "--dataset", str(tmp_path), "--output", str(tmp_path / "x")]) == 2
-    assert "has no classes to tell apart" in capsys.readouterr().err
+    assert "has no classes; it needs labelled images" in capsys.readouterr().err
 
 
 def test_export_in_shards(model, tmp_path):

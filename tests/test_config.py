@@ -1,9 +1,11 @@
 """TrainConfig and its command line: precedence, types, and what is said of a wrong setting."""
 
+import re
+
 import pytest
 import yaml
 
-from ddpm_hf.config import TrainConfig, build_config, load_config, settings_from
+from ddpm_hf.config import INSTEAD, SAME_AS, TrainConfig, build_config, load_config, settings_from
 from ddpm_hf.errors import UserError
 
 
@@ -75,6 +77,11 @@ def test_what_is_saved_builds_the_same_config(tmp_path):
         (["--train_batch_size", "0"], "setting 'train_batch_size': .*greater than or equal to 1"),
         (["--train_batch_size", "2.5"], "setting 'train_batch_size': .*integer"),
         (["--sample_size", "30"], "sample_size=30 is not divisible by 8.*nearest size that works is 32"),
+        (
+            ["--sample_size", "100", "--patch_size", "4"],
+            "not divisible by 32, the downsampling factor of patches of 4 pixels and 4 levels; the nearest .* is 96",
+        ),
+        (["--model", "unet2d", "--patch_size", "4"], "patch_size is a setting of model my_unet; with model unet2d"),
         (["--prediction_type", "eps"], "setting 'prediction_type': .*'epsilon'"),
         (["--rescale_betas_zero_snr", "true"], "needs prediction_type v_prediction or sample"),
         (["--loss_type", "weighted", "--prediction_type", "sample"], "use prediction_type epsilon"),
@@ -82,7 +89,10 @@ def test_what_is_saved_builds_the_same_config(tmp_path):
         (["--block_out_channels", "[64, 128"], "is not a list such as"),
         (["--dataset", ""], "setting 'dataset': .*at least 1 character"),
         (["--learning_rate"], "argument --learning_rate: expected one argument"),
-        (["--dataset", "null", "--datasets", "[{dataset: x, foo: 1}]"], "'datasets', entry 0: foo: extra inputs"),
+        (
+            ["--dataset", "null", "--datasets", "[{dataset: x, foo: 1}]"],
+            "entry 0: unknown setting 'foo'; known are",
+        ),
         (["--dataset", "null", "--datasets", "[a]", "--streaming"], "streaming reads one dataset"),
         (["--ema_max_decay", "[0.9, 0.9]"], "setting 'ema_max_decay': the decays must differ"),
         (["--report_to", "[auto, wandb]"], "auto and none stand alone"),
@@ -156,3 +166,91 @@ def test_where_settings_come_from(root, monkeypatch, words, said):
     """Names alone: no folders of this machine, no values."""
     monkeypatch.chdir(root)
     assert settings_from(words) == said
+
+
+@pytest.mark.parametrize("name", SAME_AS)
+def test_names_of_diffusers_that_mean_the_same(tmp_path, name):
+    ours, values = SAME_AS[name], {"resolution": 64, "random_flip": True, "eval_batch_size": 5, "logger": "wandb"}
+    value = values.get(name, 7 if name.startswith(("ddpm", "num", "max")) else "x")
+    data = [] if ours == "dataset" else ["--dataset", "d"]
+    for words in ([f"--{name}", str(value)], [f"--{name.replace('_', '-')}={value}"]):
+        assert getattr(load_config(data + words), ours) == value
+    file = write(tmp_path / "a.yaml", f"{name}: {value}" + ("" if data == [] else "\ndataset: d"))
+    assert getattr(load_config(["--config", str(file)]), ours) == value
+    assert ours in settings_from([f"--{name}", str(value)])
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_names_of_diffusers_that_do_not_are_answered(tmp_path, name):
+    file = write(tmp_path / "a.yaml", f"dataset: d\n{name}: 3")
+    for words in (["--dataset", "d", f"--{name}", "3"], ["--dataset", "d", f"--{name}"], ["--config", str(file)]):
+        with pytest.raises(UserError, match=re.escape(f"{name}'; {INSTEAD[name]}.")):
+            load_config(words)
+
+
+def test_diffusers_own_names_are_settings_or_answered():
+    """Those of its script for unconditional images, and of text to image."""
+    names = (
+        "dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir overwrite_output_dir "
+        "cache_dir resolution center_crop random_flip train_batch_size eval_batch_size dataloader_num_workers "
+        "num_epochs "
+        "save_images_epochs save_model_epochs gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps "
+        "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma ema_power ema_max_decay "
+        "push_to_hub "
+        "hub_token hub_model_id hub_private_repo logger logging_dir local_rank mixed_precision prediction_type "
+        "ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule checkpointing_steps checkpoints_total_limit "
+        "resume_from_checkpoint enable_xformers_memory_efficient_attention preprocessing_num_workers image_column "
+        "caption_column max_train_samples max_train_steps num_train_epochs scale_lr snr_gamma noise_offset "
+        "max_grad_norm "
+        "report_to seed validation_epochs gradient_checkpointing allow_tf32 pretrained_model_name_or_path"
+    )
+    unknown = {*names.split()} - {*TrainConfig.model_fields} - {*SAME_AS} - {*INSTEAD}
+    assert not unknown
+    assert not ({*SAME_AS} | {*INSTEAD}) & {*TrainConfig.model_fields}
+
+
+@pytest.mark.parametrize("value", ["-1e-4", "-1", "-.5", "-0.5", "-inf"])
+def test_negative_values_are_answered_as_values(value):
+    with pytest.raises(UserError, match=rf"setting 'learning_rate': .* got '{value}'"):
+        load_config(["--dataset", "d", "--learning_rate", value])
+
+
+def test_hyphens_and_underscores_are_both_understood():
+    for words in (["--dry-run"], ["--dry_run"], ["--dry-run", "true"]):
+        assert load_config(["--dataset", "d", *words]).dry_run
+    assert load_config(["--dataset", "d", "--sample-size=64"]).sample_size == 64
+    with pytest.raises(UserError, match="unknown setting '--sampel-size'; did you mean 'sample_size'"):
+        load_config(["--dataset", "d", "--sampel-size", "64"])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "expected"),
+    [
+        ("mixed_precision: no", "mixed_precision", "no"),
+        ("torch_compile: no", "torch_compile", "no"),
+        ("report_to: no", "report_to", "none"),
+        ("validation_split: no", "validation_split", None),
+        ("class_conditional: no", "class_conditional", False),
+    ],
+)
+def test_what_yaml_makes_of_no(tmp_path, line, name, expected):
+    assert getattr(load_config(["--config", str(write(tmp_path / "a.yaml", f"dataset: d\n{line}"))]), name) == expected
+
+
+def test_a_word_that_yaml_reads_as_true_is_explained(tmp_path):
+    file = write(tmp_path / "a.yaml", "dataset: d\nlabel_names: [yes, no]")
+    with pytest.raises(UserError, match="YAML reads yes, no, on and off as true and false: put quotes around them"):
+        load_config(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pixel_range", "[9, 1]"], r"setting 'pixel_range': expected auto, full or \[low, high\], the lower value"),
+        (["--pixel_range", "some"], "setting 'pixel_range': "),
+        (["--background", "#12"], "setting 'background': expected white, black, mean or a color"),
+    ],
+)
+def test_settings_of_pixels(words, message):
+    with pytest.raises(UserError, match=message):
+        load_config(["--dataset", "d", *words])

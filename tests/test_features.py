@@ -6,10 +6,10 @@ import torch
 from helpers import ROOT
 from torch import nn
 
-from ddpm_hf.classifier import ImageClassifier, accuracy, save_classifier, train_classifier
 from ddpm_hf.data import load_images
 from ddpm_hf.errors import UserError
-from ddpm_hf.features import EMBEDDED_FEATURES, load_features
+from ddpm_hf.evaluation.classifier import ImageClassifier, accuracy, save_classifier, train_classifier
+from ddpm_hf.evaluation.features import EMBEDDED_FEATURES, load_features
 from ddpm_hf.image_sets import image_set
 
 GRAY = (1, 28, 28)
@@ -170,11 +170,11 @@ def scalar(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "nothing", "are not there: fashion-mnist, inception, a folder"),
+        (lambda folder: folder / "nothing", "not found; expected fashion-mnist, inception, a folder"),
         (lambda folder: folder, "has no config.json"),
         (broken_file, "cannot be loaded"),
-        (wrong_class, "is a UNet2DModel; an ImageClassifier or an autoencoder"),
-        (scalar, r"gives shape \(\d+,\) for 64 images"),
+        (wrong_class, "is a UNet2DModel; expected an ImageClassifier or an autoencoder"),
+        (scalar, r"returns shape \(\d+,\) for 64 images"),
     ],
 )
 def test_a_missing_or_wrong_extractor_is_one_line(tmp_path, make, message):

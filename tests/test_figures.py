@@ -41,7 +41,7 @@ def test_frames_are_spread_evenly(count, total, frames):
 
 
 def test_gif_shows_the_frames_and_holds_the_last(tmp_path):
-    save_animation([solid(0), solid(128), solid(255)], tmp_path / "a.gif", seconds=0.3, hold=1.0)
+    save_animation([solid(0), solid(128), solid(255)], tmp_path / "a.gif", ".gif", seconds=0.3, hold=1.0)
     durations, values = [], []
     with Image.open(tmp_path / "a.gif") as gif:
         for index in range(gif.n_frames):
@@ -85,7 +85,7 @@ def test_neighbours_are_titled_and_their_distance_is_below():
 
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"animations end in \.gif"):
-        save_animation([solid(0)], tmp_path / "a.avi")
+        save_animation([solid(0)], tmp_path / "a.avi", ".avi")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.metrics import (
+from ddpm_hf.evaluation.scores import (
     frechet_distance,
     inception_score,
     kernel_distance,

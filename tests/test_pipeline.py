@@ -6,8 +6,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from helpers import tiny_pipeline
 
+from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
 from ddpm_hf.sampling import with_sampler
+from ddpm_hf.scheduler import MyDDPMScheduler
 
 NAMES = {"0": "shirt", "1": "shoe", "2": "bag"}
 
@@ -107,6 +109,96 @@ def test_guidance_is_the_formula():
     assert (guided - (with_null + 2.5 * (with_class - with_null))).abs().max() < 1e-5
 
 
+def rows_of(pipeline):
+    """The rows of every call of the network, filled while it runs."""
+    rows = []
+    pipeline.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    return rows
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_guidance_in_an_interval_doubles_only_the_calls_within_it(name):
+    pipeline = with_sampler(conditional(), name)
+    rows = rows_of(pipeline)
+    steps = list(pipeline.denoise(2, [0, 1], 3.0, 8, seed=0, guidance_interval=(5, 12)))
+    expected = [4 if 5 <= step.timestep <= 12 else 2 for step in steps]
+    assert rows == expected and {2, 4} == set(expected)
+
+
+def test_the_interval_includes_its_ends_and_the_whole_is_guidance_everywhere():
+    pipeline = with_sampler(conditional(), "ddim")
+    arguments = {"class_labels": [0, 2], "num_inference_steps": 5, "seed": 1, "output_type": "pt"}
+    images = lambda scale, interval: pipeline(2, guidance_scale=scale, guidance_interval=interval, **arguments).images  # noqa: E731
+    assert torch.equal(images(3.0, (0, 20)), images(3.0, None))
+    rows = rows_of(pipeline)
+    timesteps = [step.timestep for step in pipeline.denoise(2, [0, 2], 3.0, 5, seed=1, guidance_interval=(7, 11))]
+    assert (timesteps, rows) == ([19, 15, 11, 7, 3], [2, 2, 4, 4, 2])
+    # outside of the interval the trajectory is the unguided one, inside it is the guided one
+    early = [list(pipeline.denoise(2, [0, 2], 3.0, 5, seed=1, guidance_interval=i)) for i in ((0, 11), (15, 20))]
+    plain = list(pipeline.denoise(2, [0, 2], 1.0, 5, seed=1))
+    assert torch.equal(early[0][1].sample, plain[1].sample) and not torch.equal(early[0][2].sample, plain[2].sample)
+    assert not torch.equal(early[1][0].sample, plain[0].sample)
+
+
+def test_a_model_has_sampling_of_its_own():
+    """16 pictures without arguments: its steps, its guidance in its interval, its classes in turn."""
+    own = {"num_inference_steps": 5, "guidance_scale": 2.0, "guidance_interval": [0, 8]}
+    given = {"num_inference_steps": 5, "guidance_scale": 2.0, "guidance_interval": (0, 8), "class_labels": [0, 1, 2, 0]}
+    plain = conditional()
+    plain.scheduler = MyDDPMScheduler(20, algorithm_type="sde-dpmsolver++")
+    pipeline = MyDDPMPipeline(plain.unet, plain.scheduler, **own)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = rows_of(pipeline)
+    images = pipeline(batch_size=4, seed=0, output_type="pt").images
+    assert rows == [4, 4, 4, 8, 8]
+    assert torch.equal(images, plain(batch_size=4, seed=0, output_type="pt", **given).images)
+    # class of the seed, so that image 2 of seeds 0.. is image 0 of seeds 2..
+    assert (pipeline(seed=2, output_type="pt").images[0] - images[2]).abs().max() < 1e-4
+    # what is given wins, part by part
+    rows.clear()
+    pipeline(guidance_scale=1.0)
+    pipeline(num_inference_steps=20)
+    pipeline(class_labels=3, guidance_interval=(0, 20))
+    assert rows == [1] * 5 + [1] * 11 + [2] * 9 + [2] * 5
+
+
+def test_a_model_without_settings_of_its_own_is_as_before():
+    """All steps, unguided, the null class: what a model exported by version 0.1 did."""
+    pipeline = conditional()
+    rows = rows_of(pipeline)
+    images = pipeline(2, seed=0, output_type="pt").images
+    assert rows == [2] * 20
+    assert torch.equal(images, pipeline(2, 3, 1.0, 20, seed=0, output_type="pt").images)
+
+
+def test_all_steps_are_the_original_loop_whatever_the_model_takes_for_fewer():
+    unet = tiny_pipeline().unet
+    plain = MyDDPMPipeline(unet, MyDDPMScheduler(20))
+    own = MyDDPMPipeline(unet, MyDDPMScheduler(20, algorithm_type="sde-dpmsolver++"), num_inference_steps=5)
+    for pipeline in (plain, own):
+        pipeline.set_progress_bar_config(disable=True)
+    arguments = {"batch_size": 2, "seed": 4, "output_type": "pt"}
+    assert torch.equal(own(num_inference_steps=20, **arguments).images, plain(**arguments).images)
+    few = own(**arguments).images
+    assert torch.equal(few, with_sampler(plain, "dpm-sde")(num_inference_steps=5, **arguments).images)
+    assert not torch.equal(few, plain(num_inference_steps=5, **arguments).images)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"num_inference_steps": 21}, r"num_inference_steps must be a whole number in \[1, 20\]"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a finite number"),
+        ({"guidance_interval": [0]}, r"guidance_interval must be \(low, high\) with 0 <= low <= high <= 20"),
+    ],
+)
+def test_wrong_settings_of_a_models_own_are_refused(own, message):
+    plain = conditional()
+    with pytest.raises(ValueError, match=message):
+        MyDDPMPipeline(plain.unet, plain.scheduler, **own)
+
+
 def test_labels_change_the_picture_and_none_is_the_null_class():
     pipeline = conditional()
     images = {
@@ -178,8 +270,8 @@ def test_unit_variance_of_sigma_schedulers():
     for step in pipeline.denoise(4, num_inference_steps=6, seed=0):
         if step.index == 0:
             assert step.sample.std() > 5
-        assert pipeline.unit_variance(step.sample).std() < 2
-    assert torch.equal(pipeline.unit_variance(step.sample), step.sample)
+        assert pipeline.unit_variance(step).std() < 2
+    assert torch.equal(pipeline.unit_variance(step), step.sample)
 
 
 @pytest.mark.parametrize(
@@ -189,23 +281,29 @@ def test_unit_variance_of_sigma_schedulers():
         ({"num_inference_steps": 21}, r"\[1, 20\], got 21"),
         ({"num_inference_steps": float("nan")}, r"\[1, 20\], got nan"),
         ({"batch_size": 0}, "batch_size must be"),
-        ({"class_labels": 4}, r"class_labels must lie in \[0, 3\]"),
+        ({"class_labels": 4}, r"class_labels must be a whole number in \[0, 3\]"),
         ({"class_labels": [0, 1, 2], "batch_size": 2}, "3 class_labels were given for batch_size=2"),
         ({"seed": [1, 2], "batch_size": 3}, "2 generators or seeds were given for batch_size=3"),
         ({"seed": 1, "generator": torch.Generator()}, "either generator or seed"),
         ({"output_type": "jpeg"}, "output_type must be"),
         ({"num_inference_steps": float("inf")}, "got inf"),
-        ({"num_inference_steps": "a"}, "got a"),
+        ({"num_inference_steps": "a"}, "got 'a'"),
         ({"batch_size": 2.0}, "batch_size must be"),
-        ({"class_labels": [1.5]}, "class_labels must be whole numbers"),
+        ({"class_labels": [1.5]}, "class_labels must be a whole number"),
         ({"guidance_scale": float("nan"), "class_labels": 1}, "guidance_scale must be a finite number"),
+        ({"guidance_interval": (5, 2), "class_labels": 1}, r"guidance_interval must be \(low, high\) with 0 <= low"),
+        ({"guidance_interval": (0, 21), "class_labels": 1}, r"<= high <= 20, got \(0, 21\)"),
+        ({"guidance_interval": (-1, 2), "class_labels": 1}, "guidance_interval must be"),
+        ({"guidance_interval": (0, float("nan")), "class_labels": 1}, "guidance_interval must be"),
+        ({"guidance_interval": 7, "class_labels": 1}, "guidance_interval must be"),
+        ({"guidance_interval": "0,7", "class_labels": 1}, "guidance_interval must be"),
         ({"latents": torch.zeros(3, 1, 8, 8), "batch_size": 2}, r"latents must have shape \(2, 1, 8, 8\)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         conditional()(**arguments)
-    if "class_labels" in arguments and "guidance_scale" not in arguments:
+    if "class_labels" in arguments and not {"guidance_scale", "guidance_interval"} & set(arguments):
         with pytest.raises(ValueError, match="unconditional"):
             tiny_pipeline()(**arguments)
 

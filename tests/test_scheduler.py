@@ -1,13 +1,20 @@
-"""MyDDPMScheduler against two oracles: the seed's own loop in float64, and diffusers' DDPMScheduler."""
+"""MyDDPMScheduler against two oracles: the original's own loop in float64, and diffusers' DDPMScheduler."""
 
 import itertools
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
-from ddpm_hf.scheduler import PREDICTION_TYPES, TIMESTEP_SPACINGS, VARIANCE_TYPES, MyDDPMScheduler
+from ddpm_hf.scheduler import (
+    PREDICTION_TYPES,
+    SOLVER_SETTINGS,
+    TIMESTEP_SPACINGS,
+    VARIANCE_TYPES,
+    MyDDPMScheduler,
+)
 
 SHAPE = (2, 1, 4, 4)
 
@@ -23,8 +30,8 @@ def predict_noise(sample, t, alpha_bars):
     return (1 - alpha_bar).sqrt() / (alpha_bar / 4 + 1 - alpha_bar) * sample
 
 
-def seed_loop(steps):
-    """The loop of the seed's ``generate_new_images``, in float64: x after every step, and the noise it used."""
+def original_loop(steps):
+    """The loop of the original's ``generate_new_images``, in float64: x after every step, and the noise it used."""
     betas = torch.linspace(10**-4, 0.02, steps, dtype=torch.float64)
     alphas = 1 - betas
     alpha_bars = torch.stack([torch.prod(alphas[: i + 1]) for i in range(steps)])
@@ -46,7 +53,7 @@ def test_every_step_equals_the_seeds_loop(steps):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=generator)
     errors = []
-    for (t, expected), timestep in zip(seed_loop(steps), scheduler.timesteps, strict=True):
+    for (t, expected), timestep in zip(original_loop(steps), scheduler.timesteps, strict=True):
         assert t == timestep
         output = predict_noise(x, timestep, scheduler.alphas_cumprod)
         x = scheduler.step(output, timestep, x, generator=generator).prev_sample
@@ -179,11 +186,18 @@ STOCK = [
 ]
 
 
+@pytest.mark.parametrize("algorithm", [None, "sde-dpmsolver++"])
 @pytest.mark.parametrize("name", STOCK)
-def test_stock_schedulers_build_from_our_config_and_back(name):
+def test_stock_schedulers_build_from_our_config_and_back(name, algorithm):
     if name == "LMSDiscreteScheduler":
         pytest.importorskip("scipy")
-    ours = MyDDPMScheduler(300, 2e-4, 0.01, variance_type="fixed_small", prediction_type="v_prediction")
+    settings = {"variance_type": "fixed_small", "prediction_type": "v_prediction", "algorithm_type": algorithm}
+    ours = MyDDPMScheduler(300, 2e-4, 0.01, **settings)
+    if algorithm and name == "DEISMultistepScheduler":  # which diffusers' own solver does not turn into, either
+        with pytest.raises(NotImplementedError):
+            diffusers.DEISMultistepScheduler.from_config(ours.config)
+        assert diffusers.DEISMultistepScheduler.from_config(ours.config, algorithm_type="deis").config.solver_order == 2
+        return
     stock = getattr(diffusers, name).from_config(ours.config)
     assert (stock.alphas_cumprod - ours.alphas_cumprod).abs().max() < 1e-6
     assert stock.config.prediction_type == "v_prediction"
@@ -199,9 +213,46 @@ def test_stock_schedulers_build_from_our_config_and_back(name):
     assert torch.isfinite(x).all()
 
 
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+def test_fewer_steps_are_those_of_the_stock_solver(algorithm, prediction):
+    ours = MyDDPMScheduler(100, prediction_type=prediction, algorithm_type=algorithm)
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(
+        MyDDPMScheduler(100, prediction_type=prediction).config, algorithm_type=algorithm, **SOLVER_SETTINGS
+    )
+    ours.set_timesteps(8)
+    theirs.set_timesteps(8)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    x = y = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    generators = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    for t in ours.timesteps:
+        output = predict(x, t)
+        expected = MyDDPMScheduler(100, prediction_type=prediction).step(output, t, x).pred_original_sample
+        step = ours.step(output, t, x, generator=generators[0])
+        assert torch.equal(step.pred_original_sample, expected)
+        x, y = step.prev_sample, theirs.step(predict(y, t), t, y, generator=generators[1]).prev_sample
+        assert torch.equal(x, y)
+    # all steps are ancestral, again and again
+    ours.set_timesteps(100)
+    ancestral = MyDDPMScheduler(100, prediction_type=prediction)
+    ancestral.set_timesteps(100)
+    assert torch.equal(ours.timesteps, ancestral.timesteps)
+    a, b = (s.step(predict(x, 99), 99, x, generator=torch.Generator().manual_seed(0)) for s in (ours, ancestral))
+    assert torch.equal(a.prev_sample, b.prev_sample)
+
+
+@pytest.mark.parametrize("algorithm", [None, "sde-dpmsolver++"])
+def test_a_saved_configuration_loads_as_ours_and_as_the_stock_solver(algorithm, tmp_path):
+    MyDDPMScheduler(100, algorithm_type=algorithm).save_pretrained(tmp_path)
+    assert MyDDPMScheduler.from_pretrained(tmp_path).config.algorithm_type == algorithm
+    stock = diffusers.DPMSolverMultistepScheduler.from_pretrained(tmp_path)
+    assert stock.config.algorithm_type == (algorithm or "dpmsolver++")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"algorithm_type": "deis"}, "algorithm_type must be one of None, 'dpmsolver\\+\\+'"),
         ({"variance_type": "learned"}, "variance_type must be one of 'fixed_large', 'fixed_small'"),
         ({"prediction_type": "eps"}, "prediction_type must be one of"),
         ({"beta_schedule": "cosine"}, "beta_schedule must be one of 'linear'"),
@@ -215,6 +266,10 @@ def test_stock_schedulers_build_from_our_config_and_back(name):
             "at least 2 timesteps",
         ),
         ({"beta_end": float("nan")}, "0 < beta_start <= beta_end < 1"),
+        ({"trained_betas": [0.1, 1.0]}, "trained_betas must be a list of numbers between 0 and 1"),
+        ({"trained_betas": []}, "at least 1"),
+        ({"trained_betas": [[0.1]]}, "trained_betas must be"),
+        ({"trained_betas": [float("nan")]}, "trained_betas must be"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -226,6 +281,58 @@ def test_wrong_settings_are_refused(settings, message):
 def test_wrong_step_counts_are_refused(steps):
     with pytest.raises(ValueError, match="num_inference_steps must"):
         MyDDPMScheduler(1000).set_timesteps(steps)
+
+
+SAVED = [
+    {},
+    {"num_train_timesteps": np.int64(300), "beta_end": np.float32(0.01), "clip_sample": True},
+    {"variance_type": "fixed_small", "algorithm_type": "dpmsolver++"},
+    {"trained_betas": np.linspace(1e-4, 0.3, 20)},
+    {"trained_betas": (0.1, 0.3)},
+]
+
+
+@pytest.mark.parametrize("settings", SAVED, ids=str)
+def test_a_config_that_was_saved_and_loaded_is_equal(tmp_path, settings):
+    scheduler = MyDDPMScheduler(**settings)
+    scheduler.save_pretrained(tmp_path)
+    loaded = MyDDPMScheduler.from_pretrained(tmp_path)
+    assert dict(loaded.config) == dict(scheduler.config)
+    assert torch.equal(loaded.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize("betas", [np.array([0.1, 0.3]), [0.5, 0.02, 0.3, 0.04], [0.2]], ids=str)
+def test_trained_betas_are_the_process_as_in_diffusers(betas):
+    """But that T is their number, which is what the process has."""
+    ours = MyDDPMScheduler(trained_betas=betas, clip_sample=True)
+    theirs = diffusers.DDPMScheduler(len(betas), trained_betas=betas, variance_type="fixed_large")
+    assert len(ours) == ours.config.num_train_timesteps == len(betas)
+    assert ours.betas.tolist() == theirs.betas.tolist()
+    assert (ours.alphas_cumprod - theirs.alphas_cumprod).abs().max() < 1e-6
+    stock = diffusers.DDIMScheduler.from_config(ours.config)
+    assert torch.equal(stock.alphas_cumprod, theirs.alphas_cumprod)
+    ours.set_timesteps(len(betas))
+    x = y = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    generators = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    for t in ours.timesteps:
+        x = ours.step(predict(x, t), t, x, generator=generators[0]).prev_sample
+        y = theirs.step(predict(y, t), t, y, generator=generators[1]).prev_sample
+        assert (x - y).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3, 40, 99])
+def test_leading_timesteps_are_distinct_and_even_with_any_offset(offset):
+    """Near T, the offset is as large as fits; elsewhere the timesteps are those of diffusers."""
+    ours, theirs = MyDDPMScheduler(100, steps_offset=offset), diffusers.DDPMScheduler(100, steps_offset=offset)
+    theirs.register_to_config(timestep_spacing="leading")
+    for count in range(1, 101):
+        ours.set_timesteps(count)
+        theirs.set_timesteps(count)
+        if theirs.timesteps[0] < 100:
+            assert torch.equal(ours.timesteps, theirs.timesteps)
+        assert ours.timesteps[0] == min(99, theirs.timesteps[0])
+        assert ours.timesteps.diff().tolist() == [-(100 // count)] * (count - 1)
+        assert ours.timesteps[-1] >= 0
 
 
 def test_a_list_of_generators_gives_every_image_its_own_noise():

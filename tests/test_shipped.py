@@ -9,7 +9,7 @@ from helpers import ROOT
 
 from ddpm_hf.__main__ import main
 from ddpm_hf.hub.card import is_ours
-from ddpm_hf.hub.contents import contents_of
+from ddpm_hf.hub.run_files import run_files_of
 from scripts.ship_model import card_text
 
 MODEL = ROOT / "pretrained" / "fashion_mnist_small"
@@ -30,8 +30,8 @@ def test_no_copies_of_training_images_were_found():
 
 
 def test_the_scores_are_of_these_weights():
-    contents = contents_of(MODEL)
-    assert contents.said == [] and contents.evaluation == recorded("evaluation.json")
+    contents = run_files_of(MODEL)
+    assert contents.said == [] and contents.evaluation.model_dump() == recorded("evaluation.json")
     assert {"evaluation.json", "evaluation-1000.json"} <= set(contents.files)
 
 

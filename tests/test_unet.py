@@ -1,4 +1,4 @@
-"""MyUNet: the seed's parameter counts, an oracle for its attention, and every setting."""
+"""MyUNet: the original's parameter counts, an oracle for its attention, and every setting."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_attention_in_bfloat16_has_the_gradients_of_float32(size):
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_wide_convolution_has_torchs_gradients(size):
     torch.manual_seed(0)
-    ours = Conv3x3(256, 256).to(memory_format=torch.channels_last)
+    ours = Conv3x3(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
     theirs = nn.Conv2d(256, 256, 3, padding=1)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 256, size, size)
@@ -152,6 +152,8 @@ def test_layer_norm_in_both_memory_formats(memory_format):
         {"residual": True, "normalize_input": False, "num_class_embeds": 3},
         {"dropout": 0.5},
         {"norm_num_groups": 2, "time_embed_dim": 8},
+        {"sample_size": 16, "patch_size": 2, "residual": True, "normalize_input": False, "num_class_embeds": 3},
+        {"sample_size": 24, "patch_size": 3, "in_channels": 3, "out_channels": 3},
     ],
     ids=str,
 )
@@ -168,10 +170,40 @@ def test_every_setting_trains_every_parameter(settings):
     assert not [name for name in without if not name.endswith("bias")]
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_are_channels_of_a_smaller_network(dtype, memory_format):
+    """The oracle: the same weights without patches, on pixels that were unshuffled before."""
+    settings = {"num_class_embeds": 3, "attention_levels": (1,)}
+    patched = tiny_unet(sample_size=16, in_channels=3, out_channels=3, patch_size=2, **settings)
+    plain = tiny_unet(sample_size=8, in_channels=12, out_channels=12, **settings)
+    assert patched.config.sample_size == 16
+    plain.load_state_dict(patched.state_dict())
+    x = torch.randn(2, 3, 16, 16).to(dtype, memory_format=memory_format)
+    patched, plain = (unet.to(dtype, memory_format=memory_format) for unet in (patched, plain))
+    timesteps, labels = torch.tensor([3, 17]), torch.tensor([0, 2])
+    with torch.no_grad():
+        out = patched(x, timesteps, labels).sample
+        expected = plain(nn.functional.pixel_unshuffle(x, 2), timesteps, labels).sample
+    assert torch.equal(out, nn.functional.pixel_shuffle(expected, 2))
+    assert out.shape == x.shape
+
+
+def test_a_network_with_patches_survives_saving(tmp_path):
+    unet = tiny_unet(sample_size=16, patch_size=2)
+    unet.save_pretrained(tmp_path)
+    loaded = MyUNet.from_pretrained(tmp_path)
+    assert loaded.config.patch_size == 2
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 3).sample, unet(x, 3).sample)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_gradient_checkpointing_gives_the_same_gradients(patch_size):
     gradients = []
     for checkpointing in (False, True):
-        unet = tiny_unet().train()
+        unet = tiny_unet(patch_size=patch_size).train()
         if checkpointing:
             unet.enable_gradient_checkpointing()
         x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -244,6 +276,12 @@ def test_input_of_another_shape_is_refused(shape):
         ({"block_out_channels": (0, 8)}, r"block_out_channels\[0\] must be a whole number of at least 1, got 0"),
         ({"num_train_timesteps": 0}, "num_train_timesteps must be"),
         ({"num_class_embeds": -1}, "num_class_embeds must be"),
+        ({"patch_size": 0}, "patch_size must be a whole number of at least 1, got 0"),
+        (
+            {"sample_size": 12, "patch_size": 4},
+            "sample_size=12 is not divisible by 8, the downsampling factor of patches of 4 pixels and 2 levels; the "
+            "nearest size that works is (8|16)",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -1,1 +1,1 @@
-"""Commands of ``python -m ddpm_hf`` that are more than a few lines: each module adds its parser and runs it."""
+"""Commands of ``python -m ddpm_hf``, a module each: ``add_parser`` adds its arguments, ``run`` carries it out."""

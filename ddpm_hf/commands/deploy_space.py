@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ddpm_hf.errors import echo
 from ddpm_hf.hub.retries import USUAL
 
 
@@ -53,18 +54,23 @@ def run(arguments):
             _show(upload)
         else:
             answer = send(upload)
-            print(f"{'deployed' if answer['changed'] else 'unchanged:'} {answer['url']}")
+            echo(f"{'deployed' if answer['changed'] else 'unchanged:'} {answer['url']}")
     for line in advice:
-        print(line)
+        echo(line)
 
 
 def _show(upload):
     sizes = {name: Path(path).stat().st_size for name, path in upload.files.items()}
-    print(f"Space {upload.repo_id} would hold {len(sizes)} files of {sum(sizes.values()):,} bytes:\n")
+    echo(f"Space {upload.repo_id} would hold {len(sizes)} files of {sum(sizes.values()):,} bytes:")
+    echo()
     for name, size in sizes.items():
-        print(f"{size:>12,}  {name}")
+        echo(f"{size:>12,}  {name}")
     for name in ("README.md", "requirements.txt"):
-        print(f"\n{name}:\n\n{Path(upload.files[name]).read_text(encoding='utf-8').rstrip()}")
+        text = Path(upload.files[name]).read_text(encoding="utf-8").rstrip()
+        for line in ("", f"{name}:", "", *text.splitlines()):
+            echo(line)
     variables = [f"{key}={value}" for key, value in upload.variables.items() if value is not None]
-    print(f"\nvariables: {', '.join(variables) or 'none'}")
-    print(f"secrets: {', '.join(upload.secrets) or 'none'}\nnothing was uploaded.")
+    echo()
+    echo(f"variables: {', '.join(variables) or 'none'}")
+    echo(f"secrets: {', '.join(upload.secrets) or 'none'}")
+    echo("nothing was uploaded.")

@@ -5,10 +5,21 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddpm_hf.commands.outputs import refuse_unwritable
-from ddpm_hf.errors import UserError
+from ddpm_hf.commands.options import (
+    add_loading,
+    add_sampling,
+    add_seed,
+    chosen_sampling,
+    dtype,
+    load,
+    output_file,
+    whole_number,
+)
+from ddpm_hf.errors import UserError, echo
+from ddpm_hf.evaluation.report_schema import WEIGHTS_DIGEST
 from ddpm_hf.files import write_whole
-from ddpm_hf.hub.evaluations import DIGEST, weights_digest
+from ddpm_hf.ownership import is_evaluation
+from ddpm_hf.run import RunFolder, weights_digest
 
 OF_GENERATING = (
     "num_images",
@@ -16,6 +27,7 @@ OF_GENERATING = (
     "steps",
     "seed",
     "guidance_scale",
+    "guidance_interval",
     "batch_size",
     "dtype",
     "weights",
@@ -23,7 +35,6 @@ OF_GENERATING = (
 )
 SIDES = ("height", "width")
 SHOWN_IMAGES, MOST_COLUMNS = 100, 20
-LARGEST_SEED = 2**32 - 1
 
 
 def add_parser(commands):
@@ -47,38 +58,27 @@ def add_parser(commands):
         choices=("auto", "pad", "crop", "area"),
         help="how real images fit, as for train.py (of a run: its own)",
     )
-    parser.add_argument("--reference-images", type=int, default=10_000, help="of that split, at most (default 10000)")
-    parser.add_argument("--num-images", type=int, default=10_000, help="images to generate (default 10000)")
+    parser.add_argument("--reference-images", type=whole_number(1), default=10_000, help="at most (default 10000)")
+    parser.add_argument("--num-images", type=whole_number(1), default=10_000, help="images to generate (default 10000)")
     parser.add_argument("--features", default="auto", help="fashion-mnist, inception, a folder or file (default auto)")
     parser.add_argument("--inception-weights", help="file of them, where they cannot be fetched")
     parser.add_argument("--weights", help="of a run: raw, or the decay of one of its averages (default its first)")
-    parser.add_argument("--scheduler", help="sampler (default the one of sample)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default that of sample)")
-    parser.add_argument("--seed", type=int, default=0, help="image i gets the seed SEED + i (default 0)")
-    parser.add_argument(
-        "--guidance-scale", type=float, help="classifier-free guidance; 1 is off (default that of sample)"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="images made at once (default 64)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="network's precision")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a foreign model brings")
+    add_sampling(parser)
+    add_seed(parser, "image i gets the seed SEED + i")
+    add_loading(parser)
     parser.add_argument("--no-figures", action="store_true", help="write the report alone")
     parser.add_argument("--output", required=True, help="FILE.json; FILE-samples.png and FILE-neighbours.png beside it")
     parser.set_defaults(run=run)
 
 
 def run(arguments):
-    output = Path(arguments.output)
-    if output.suffix != ".json":
-        raise UserError(f"--output {output} must be a file that ends in .json.")
-    refuse_unwritable(output)
-    if arguments.num_images < 1 or arguments.reference_images < 1 or arguments.batch_size < 1:
-        raise UserError("--num-images, --reference-images and --batch-size must be at least 1.")
-    if not 0 <= arguments.seed <= LARGEST_SEED:
-        raise UserError(f"--seed must lie in [0, {LARGEST_SEED}], got {arguments.seed}.")
+    output = output_file(arguments, (".json",))
+    taken = [] if arguments.no_figures or is_evaluation(output) else [f for f in _figures_of(output) if f.exists()]
+    if taken:
+        raise UserError(f"--output {output}: {taken[0]} exists, and it is of no evaluation; choose another name.")
 
     from ddpm_hf.devices import processes
-    from ddpm_hf.evaluation import evaluate
+    from ddpm_hf.evaluation.evaluate import evaluate
 
     state = processes()
     judged = _given(arguments) if _is_images(arguments) else _generated(arguments)
@@ -93,11 +93,12 @@ def run(arguments):
     )
     if not state.is_main_process:
         return
-    print(report)
+    for line in str(report).splitlines():
+        echo(line)
     write_whole(output, lambda path: path.write_text(report.as_json()))
     if not arguments.no_figures:
         _write_figures(output, judged, report)
-    print(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 # ---- what is judged
@@ -145,57 +146,52 @@ def _given(arguments) -> Judged:
     last = None if images.labels is None else images.labels.max().item()
     if last is not None and real.num_classes and last >= real.num_classes:
         raise UserError(
-            f"{path} has a label {last}; the real images have {real.num_classes} classes, labels in "
-            f"[0, {real.num_classes - 1}] would be right."
+            f"{path} has a label {last}; the real images have {real.num_classes} classes, so labels are in "
+            f"[0, {real.num_classes - 1}]."
         )
     extractor = _extractor(arguments, images.shape, path.name, real)
     return Judged(images, real, extractor, {"images": path.name}, real.label_names, real.num_classes)
 
 
 def _generated(arguments) -> Judged:
-    import torch
-
-    from ddpm_hf.devices import best_dtype, processes
+    from ddpm_hf.devices import processes
+    from ddpm_hf.evaluation.scores import refuse_too_few
     from ddpm_hf.image_sets import generated_images
-    from ddpm_hf.metrics import refuse_too_few
-    from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
-    from ddpm_hf.sampling import checked_guidance, with_sampler
+    from ddpm_hf.sampling import interval_text, with_sampler
 
-    device = processes().device
-    dtype = best_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    pipeline, digest = _pipeline(arguments, dtype, device)
+    pipeline, digest = _pipeline(arguments, processes().device)
     run = run_config(arguments.model)
     unet = pipeline.unet.config
     if not isinstance(unet.sample_size, int):
         raise UserError(f"model {arguments.model} makes images of {unet.sample_size}; square ones can be judged.")
-    arguments.guidance_scale = checked_guidance(pipeline, arguments.guidance_scale)
-    sampler = arguments.scheduler = arguments.scheduler or DEFAULT_SAMPLER
+    sampling = chosen_sampling(pipeline, arguments)
     real = _real(arguments, run, unet.sample_size, unet.in_channels)
     _fit_output(pipeline, real, arguments)
-    sampling = with_sampler(pipeline, sampler)
+    sampler = with_sampler(pipeline, sampling.sampler)
     shape = (unet.out_channels, *(pipeline.config.get(f"output_{side}") or unet.sample_size for side in SIDES))
     # before the images are made, which can take hours: all that could go wrong afterwards
     extractor = _extractor(arguments, shape, "generated images", real)
     refuse_too_few(arguments.num_images, extractor.num_features(shape), "generated", extractor.name)
 
-    steps = arguments.steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
     images = generated_images(
-        sampling,
+        sampler,
         arguments.num_images,
         seed=arguments.seed,
-        steps=steps,
-        guidance_scale=arguments.guidance_scale,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        guidance_interval=sampling.guidance_interval,
         batch_size=arguments.batch_size,
     )
     protocol = {
         "images": "generated, classes in turn" if images.labels is not None else "generated",
-        "sampler": sampler,
-        "steps": steps,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
         "seed": arguments.seed,
-        "guidance_scale": arguments.guidance_scale,
-        "dtype": str(dtype).removeprefix("torch."),
+        "guidance_scale": sampling.guidance_scale,
+        **({"guidance_interval": interval_text(interval)} if (interval := sampling.guidance_interval) else {}),
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "weights": _weights(arguments, run, pipeline),
-        **({DIGEST: digest} if digest else {}),
+        **({WEIGHTS_DIGEST: digest} if digest else {}),
     }
     names = pipeline.config.get("id2label")
     same = pipeline.num_classes == real.num_classes
@@ -203,15 +199,10 @@ def _generated(arguments) -> Judged:
     return Judged(images, real, extractor, protocol, names, pipeline.num_classes)
 
 
-def _pipeline(arguments, dtype, device):
+def _pipeline(arguments, device):
     """The pipeline, and what tells its weights from others, by which a push knows its report."""
     if arguments.weights is None:
-        from ddpm_hf.hub import load_allowed
-
-        trust = arguments.trust_remote_code
-        pipeline = load_allowed(
-            arguments.model, revision=arguments.revision, trust_remote_code=trust, dtype=dtype, device=device
-        )
+        pipeline = load(arguments, device)
         origin = pipeline.unet.config.get("_name_or_path")  # the folder that it was read from
         return pipeline, weights_digest(Path(origin)) if origin else None
     from ddpm_hf.hub import export_pipeline
@@ -220,15 +211,15 @@ def _pipeline(arguments, dtype, device):
     pipeline = load_weights_of(arguments.model, arguments.weights)
     with tempfile.TemporaryDirectory() as folder:
         digest = weights_digest(export_pipeline(Path(folder) / "pipeline", pipeline) / "unet")  # as export writes them
-    return pipeline.to(device, dtype), digest
+    return pipeline.to(device, dtype(arguments, device)), digest
 
 
 def _extractor(arguments, shape: tuple[int, int, int], what: str, real: Real):
     """The features that were asked for, when all images are known to go together."""
     from ddpm_hf.devices import processes
-    from ddpm_hf.evaluation import refuse_other_shapes
-    from ddpm_hf.features import load_features
-    from ddpm_hf.metrics import refuse_too_few
+    from ddpm_hf.evaluation.evaluate import refuse_other_shapes
+    from ddpm_hf.evaluation.features import load_features
+    from ddpm_hf.evaluation.scores import refuse_too_few
 
     refuse_other_shapes(shape, *real.sets, what)
     extractor = load_features(
@@ -253,8 +244,8 @@ def _fit_output(pipeline, real: Real, arguments):
         return
     if arguments.resize != "pad":
         raise UserError(
-            f"model {arguments.model} makes images of {size}x{size}, the real ones are {sides[0]}x{sides[1]}: --resize "
-            f"pad, if it was trained on padded ones, or --resize crop, on scaled ones, would be right."
+            f"model {arguments.model} makes images of {size}x{size}, the real ones are {sides[0]}x{sides[1]}; use "
+            f"--resize pad if it was trained on padded images, or --resize crop if on scaled ones."
         )
     pipeline.register_to_config(output_height=sides[0], output_width=sides[1])
 
@@ -271,18 +262,19 @@ def _weights(arguments, run, pipeline) -> str:
 
 
 def run_config(model: str):
-    """The settings of the run that ``model`` is the folder of, or None."""
-    import yaml
+    """The settings of the run that ``model`` is the folder of, or None; those unknown to this version are ignored."""
+    from ddpm_hf.config import known_settings
 
-    from ddpm_hf.config import TrainConfig
-
-    file = Path(model) / "config.yaml"
-    if not file.is_file():
+    run = RunFolder(model)
+    if not run.config.is_file():
         return None
     try:
-        return TrainConfig(**yaml.safe_load(file.read_text()))
-    except (ValueError, TypeError, yaml.YAMLError):
-        raise UserError(f"{file} is not the config.yaml of a run.") from None
+        config, unknown = known_settings(run.settings())
+    except (ValueError, TypeError):
+        raise UserError(f"{run.config} is not the config.yaml of a run.") from None
+    if unknown:
+        echo(f"note: {run.config} has settings that this version does not know: {', '.join(unknown)}", error=True)
+    return config
 
 
 # ---- real images
@@ -299,8 +291,10 @@ def _real(arguments, config, size: int, channels: int) -> Real:
     if config is None:
         sources = [Source(arguments.dataset, split=arguments.split)]
     else:
-        sources = [Source(**source.model_dump()) for source in config.sources]
-        settings |= {name: getattr(config, name) for name in ("resize", "on_bad_image", "max_images", "seed")}
+        sources = config.sources
+        # those of how images are fitted; what is validated on is chosen here
+        shared = {*config.data_settings} - {*settings, "max_memory_gb", "validation_split", "validation_images"}
+        settings |= {name: config.data_settings[name] for name in shared}
         if arguments.dataset is not None:
             sources = [replace(sources[0], dataset=arguments.dataset)]
     if arguments.resize:
@@ -355,7 +349,8 @@ def _command(arguments) -> str:
     words = ["python", "-m", "ddpm_hf", "evaluate", _name(arguments.model)]
     for name, value in vars(arguments).items():
         if name not in skipped and value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [_name(str(value))])]
+            value = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{name.replace('_', '-')}", *([] if value == "True" else [_name(value)])]
     return shlex.join([*words, "--output", Path(arguments.output).name])
 
 
@@ -375,5 +370,10 @@ def _write_figures(output: Path, judged: Judged, report):
     else:
         grid = make_grid(to_pil(chosen.images))
     neighbours = draw_neighbours(report.neighbours)
-    for name, figure in (("samples", grid), ("neighbours", neighbours)):
-        write_whole(output.with_name(f"{output.stem}-{name}.png"), figure.save)
+    for path, figure in zip(_figures_of(output), (grid, neighbours)):
+        write_whole(path, figure.save)
+
+
+def _figures_of(output: Path) -> list[Path]:
+    """The figures beside a report: samples and neighbours."""
+    return [output.with_name(f"{output.stem}-{name}.png") for name in ("samples", "neighbours")]

@@ -1,12 +1,10 @@
 """``python -m ddpm_hf noise``: the forward process on real images, and what a model makes of its end."""
 
-from pathlib import Path
-
-from ddpm_hf.commands.outputs import refuse_unwritable
-from ddpm_hf.errors import UserError
+from ddpm_hf.commands.options import add_sampling, add_seed, chosen_sampling, output_file, whole_number
+from ddpm_hf.errors import UserError, echo
 from ddpm_hf.files import write_whole
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the seed shows them
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the original shows them
 
 
 def add_parser(commands):
@@ -18,36 +16,23 @@ def add_parser(commands):
     )
     parser.add_argument("model", nargs="?", help="folder or Hub id of a pipeline; left out: no last row")
     parser.add_argument("--dataset", required=True, help="the real images, as for train.py")
-    parser.add_argument("--num-images", type=int, default=10, help="images (default 10)")
+    parser.add_argument("--num-images", type=whole_number(1), default=10, help="images (default 10)")
     parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip unreadable images")
-    parser.add_argument("--sample-size", type=int, default=32, help="without a model: pixels a side (default 32)")
-    parser.add_argument("--scheduler", help="sampler of the last row (default the one of sample)")
-    parser.add_argument("--steps", type=int, help="its steps (default those of sample)")
-    parser.add_argument(
-        "--guidance-scale", type=float, help="its classifier-free guidance; 1 is off (default that of sample)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and the noise (default 0)")
+    parser.add_argument("--sample-size", type=whole_number(2), default=32, help="pixels, without a model (default 32)")
+    add_sampling(parser)  # of the last row
+    add_seed(parser, "of the choice of images and the noise")
     parser.add_argument("--output", required=True, help="FILE.png")
     parser.set_defaults(run=run)
 
 
 def run(arguments):
-    output = Path(arguments.output)
-    if output.suffix != ".png":
-        raise UserError(f"--output {output} must end in .png.")
-    refuse_unwritable(output)
-    if arguments.num_images < 1:
-        raise UserError("--num-images must be at least 1.")
-    if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed must lie in [0, {2**32 - 1}], got {arguments.seed}.")
-    if arguments.sample_size < 2:
-        raise UserError("--sample-size must be at least 2.")
+    output = output_file(arguments, (".png",))
 
     from ddpm_hf.data import load_images
     from ddpm_hf.figures import cell_scale, make_titled_rows
     from ddpm_hf.hub import load_pipeline
     from ddpm_hf.samplers import make_scheduler
-    from ddpm_hf.sampling import checked_guidance, class_names
+    from ddpm_hf.sampling import class_names
     from ddpm_hf.scheduler import MyDDPMScheduler
 
     bad = arguments.on_bad_image
@@ -61,18 +46,18 @@ def run(arguments):
         if not isinstance(config.sample_size, int):
             raise UserError(f"model {arguments.model} makes images of {config.sample_size}; square ones can be shown.")
         data = load_images(arguments.dataset, sample_size=config.sample_size, image_mode=mode, on_bad_image=bad)
-        guidance = checked_guidance(pipeline, arguments.guidance_scale)
+        sampling = chosen_sampling(pipeline, arguments)
         # the training process, whatever sampler the pipeline was saved with
         scheduler = make_scheduler("ddpm", pipeline.scheduler)
     rows, captions = _noised(data, scheduler, arguments), None
     if pipeline is not None:
-        rows.append(("final result", _denoised(pipeline, rows[-1][1], guidance, arguments)))
+        rows.append(("final result", _denoised(pipeline, rows[-1][1], sampling, arguments.seed)))
         names = class_names(pipeline)
         captions = [names[i % len(names)] for i in range(len(rows[0][1]))] if names else None
     shown = [(title, _shown(tensor, data.output_size)) for title, tensor in rows]
     picture = make_titled_rows(shown, scale=cell_scale(shown[0][1][0]), captions=captions)
     write_whole(output, picture.save)
-    print(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 def _noised(data, scheduler, arguments) -> list[tuple]:
@@ -89,21 +74,26 @@ def _noised(data, scheduler, arguments) -> list[tuple]:
     return rows
 
 
-def _denoised(pipeline, noise, guidance_scale: float, arguments):
+def _denoised(pipeline, noise, sampling, seed: int):
     """What the model makes of ``noise`` (B, C, S, S), of its classes in turn."""
     import torch
 
-    from ddpm_hf.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
     from ddpm_hf.sampling import with_sampler
 
-    pipeline = with_sampler(pipeline, DEFAULT_SAMPLER if arguments.scheduler is None else arguments.scheduler)
-    count = DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    pipeline = with_sampler(pipeline, sampling.sampler)
     classes = pipeline.num_classes
     labels = None if classes is None else [i % classes for i in range(len(noise))]
-    generator = torch.Generator().manual_seed(arguments.seed)
+    generator = torch.Generator().manual_seed(seed)
     try:
-        steps = pipeline.denoise(len(noise), labels, guidance_scale, count, generator, latents=noise)
-        *_, last = steps
+        *_, last = pipeline.denoise(
+            len(noise),
+            labels,
+            sampling.guidance_scale,
+            sampling.steps,
+            generator,
+            latents=noise,
+            guidance_interval=sampling.guidance_interval,
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     return last.sample

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ddpm_hf.checkpoints import checkpoints_of, step_of
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, echo
+from ddpm_hf.run import RunFolder
 
 
 def add_parser(commands):
@@ -36,10 +36,9 @@ def add_parser(commands):
 
 def _push(arguments):
     from ddpm_hf.hub import push
-    from ddpm_hf.hub.contents import settings_of
 
     folder = Path(arguments.folder)
-    repo_id = arguments.repo_id or settings_of(folder).get("hub_model_id")
+    repo_id = arguments.repo_id or RunFolder(folder).settings().get("hub_model_id")
     if not repo_id:
         raise UserError("--repo-id is missing: name/model, where to push to.")
     step = None if arguments.checkpoint is None else _step(folder, arguments.checkpoint)
@@ -53,7 +52,7 @@ def _push(arguments):
         dataset_license=arguments.dataset_license,
         step=step,
     )
-    print(f"pushed to {url}")
+    echo(f"pushed to {url}")
 
 
 def _step(folder: Path, checkpoint: str) -> int:
@@ -62,9 +61,7 @@ def _step(folder: Path, checkpoint: str) -> int:
         return int(checkpoint)
     if checkpoint != "best":
         raise UserError(f"--checkpoint {checkpoint} must be a step, or best.")
-    from ddpm_hf.training.metrics import Metrics
-
-    best = Metrics(folder).best_step([step_of(path) for path in checkpoints_of(folder)])
+    best = RunFolder(folder).best_step()
     if best is None:
         raise UserError(f"{folder} has no checkpoint with a validation loss; give a step.")
     return best

@@ -19,7 +19,7 @@ class Classes:
         titles: what every set is called.
 
     Raises:
-        UserError: for labels below 0, or that its ``label_names`` do not cover.
+        UserError: for labels that its ``label_names`` do not cover.
     """
 
     def __init__(self, tables: list[Table], titles: list[str]):
@@ -75,7 +75,6 @@ def _own_names(table: Table, title: str) -> list[str] | None:
     """The class names of one set, or None where its labels have none."""
     if table.labels is None:
         return None
-    table.check_labels()
     names = table.source.label_names or table.names
     if names is not None and table.labels.max() >= len(names):
         raise UserError(

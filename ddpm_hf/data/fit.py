@@ -1,135 +1,232 @@
 """Decoding the rows of a table and bringing all of them to one size and one number of channels."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ddpm_hf.data.images import BadImage, area, crop, decode, file_name, header, is_gray, pad, padding, to_mode
+from ddpm_hf.data.images import (
+    DEEP_MODES,
+    FULL,
+    BadImage,
+    Header,
+    area,
+    crop,
+    decode,
+    file_name,
+    header,
+    pad,
+    padding,
+    to_mode,
+)
 from ddpm_hf.data.tables import ArrayTable, Encoded, Table
 from ddpm_hf.errors import UserError
 
 CHUNK = 64  # rows that a thread decodes at a time
 ARRAY_CHUNK = 4096
-PROBED_IMAGES = 64
+RANGED_IMAGES = 4096
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """How images become arrays; the settings of those names of ``TrainConfig``."""
+class Settings:
+    """Which images are read and what they become; the settings of those names of ``TrainConfig``.
+
+    cache: keep images that do not fit in memory on the disk for the next start.
+    """
 
     sample_size: int = 32
     image_mode: str = "auto"
     resize: str = "auto"
+    pixel_range: str | tuple[float, float] = "auto"
+    background: str = "white"
     on_bad_image: str = "error"
+    max_images: int | None = None
+    max_memory_gb: float = 4.0
+    validation_split: str | None = "auto"
+    validation_images: int = 1000
+    seed: int = 0
+    cache: bool = True
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What ``Fitting`` comes to for the images at hand.
+    """What the settings come to for the images at hand, whose headers were read first.
 
-    way: "pad", "crop" or "area". shape: (height, width) that all images have, where they are padded, and, of a stream,
-    where they are averaged.
-    follow: True for images that have to go with what others decided: another mode is converted, another size, unless
-    padding was asked for, scaled and cropped to ``shape``.
+    way: "pad", "crop" or "area". shape: (height, width) that all images have, where they are padded or averaged; None
+    where they have several, or are cropped. levels: the values of images of more than 8 bits that become black and
+    white.
     """
 
     channels: int
     way: str
     shape: tuple[int, int] | None = None
-    follow: bool = False
+    levels: tuple[float, float] = FULL
+
+    @property
+    def output_resize(self) -> bool:
+        """Whether generated images are to be scaled to ``shape``."""
+        return self.way == "area" and self.shape is not None
 
 
-class WrongRule(Exception):
-    """An image does not go with the rule that was guessed from others. ``rule`` is one that it goes with."""
+class Seen(NamedTuple):
+    """The header of the image of a row."""
 
-    def __init__(self, rule: Rule):
-        super().__init__()
-        self.rule = rule
-
-
-@dataclass
-class Report:
-    """What was met: the sizes of images (two of them, if there are more), and the (row, line) of the bad ones."""
-
-    shapes: set[tuple[int, int]] = field(default_factory=set)
-    skipped: list[tuple[int, str]] = field(default_factory=list)
+    row: int
+    header: Header
 
 
-def guess_rule(parts: list[tuple[Table, np.ndarray]], fitting: Fitting) -> Rule:
-    """The rule for the rows of several tables, from the headers of a few of them, evenly spaced."""
-    return rule_of([found for table, rows in parts for found in _probe(table, rows)], fitting)
+def rule_for(parts: list[tuple[Table, np.ndarray]], settings: Settings) -> Rule:
+    """The rule for the rows of several tables.
+
+    Raises:
+        UserError: for images that cannot be padded as asked for.
+    """
+    deep = []  # of each part the rows of more than 8 bits
+
+    def seen(progress: tqdm):
+        for table, rows in parts:
+            deep.append((table, []))
+            for found in _headers(table, rows, progress):
+                if found.header.mode in DEEP_MODES:
+                    deep[-1][1].append(found.row)
+                yield table.where, found
+
+    with progress_bar(sum(len(rows) for _, rows in parts), "reading headers") as progress:
+        rule = rule_of(seen(progress), settings)
+    if settings.pixel_range != "auto":
+        return rule
+    images = (image for table, rows in deep if rows for image in _images_of(table, rows))
+    return replace(rule, levels=levels_of(images))
 
 
-def rule_of(seen: list[tuple[bool, tuple[int, int]]], fitting: Fitting) -> Rule:
-    """The rule for images of which ``header`` told whether they are gray, and their (height, width)."""
-    gray = all(gray for gray, _ in seen)
-    channels = {"L": 1, "RGB": 3}.get(fitting.image_mode, 1 if gray else 3)
-    shapes = {shape for _, shape in seen}
-    if fitting.resize == "auto":
-        fits = len(shapes) == 1 and all(max(shape) <= fitting.sample_size for shape in shapes)
-        return Rule(channels, "pad", shapes.pop()) if fits else Rule(channels, "crop")
-    return Rule(channels, fitting.resize, seen[0][1] if fitting.resize == "pad" and seen else None)
+def rule_of(seen: Iterable[tuple[str, Seen]], settings: Settings) -> Rule:
+    """The rule for images of which the headers were ``seen``, each with the name of its data set.
+
+    Raises:
+        UserError: for images that cannot be padded as asked for.
+    """
+    gray, shapes = True, {}
+    for where, found in seen:
+        gray &= found.header.gray
+        shapes.setdefault(found.header.shape, (where, found.row))
+    channels = {"L": 1, "RGB": 3}.get(settings.image_mode, 1 if gray else 3)
+    levels = FULL if isinstance(settings.pixel_range, str) else tuple(settings.pixel_range)
+    first = next(iter(shapes), None)
+    fits = first is not None and max(first) <= settings.sample_size
+    if settings.resize == "auto":
+        padded = len(shapes) == 1 and fits
+        return Rule(channels, "pad" if padded else "crop", first if padded else None, levels)
+    if settings.resize == "pad" and first is not None:
+        if not fits:
+            _cannot_be_padded(first, settings.sample_size)
+        for shape, (where, row) in shapes.items():
+            refuse_other_shape(row, where, shape, first)
+        return Rule(channels, "pad", first, levels)
+    return Rule(channels, settings.resize, first if settings.resize == "area" and len(shapes) == 1 else None, levels)
 
 
-def _probe(table: Table, rows: np.ndarray) -> list[tuple[bool, tuple[int, int]]]:
+def _headers(table: Table, rows: np.ndarray, progress: tqdm) -> Iterator[Seen]:
     if isinstance(table, ArrayTable):
-        return [(True, table.images.shape[1:])]
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), PROBED_IMAGES)).astype(np.int64))
-    return [found for _, encoded in table.encoded(rows[chosen]) if (found := header(*encoded))]
+        image = _array_image(table, rows[0]) if len(rows) else None
+        deep = image is not None and image.mode in DEEP_MODES
+        for row in rows if deep else rows[:1]:
+            yield Seen(int(row), Header(table.images.ndim == 3, table.images.shape[1:3], image.mode))
+        return
+    for row, encoded in table.encoded(rows):
+        progress.update()
+        if found := header(*encoded):
+            yield Seen(row, found)
+
+
+def _array_image(table: ArrayTable, row: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(table.images[row]))
+
+
+def levels_of(images: Iterable[Image.Image]) -> tuple[float, float]:
+    """The range of the values of images of more than 8 bits: 0..1, 16 bits where half of them is used, or their own."""
+    low, high, whole = np.inf, -np.inf, True
+    for image in images:
+        pixels = np.asarray(image)
+        if image.mode in DEEP_MODES and np.isfinite(pixels).all():
+            low, high = min(low, pixels.min()), max(high, pixels.max())
+            whole &= image.mode != "F"
+    if high <= 1 and low >= 0 and not whole:
+        return (0.0, 1.0)
+    if low >= high or (whole and low >= 0 and 32768 <= high <= 65535):
+        return FULL
+    return (float(low), float(high))
+
+
+def _images_of(table: Table, rows: list[int]) -> Iterator[Image.Image]:
+    """The images of ``rows``, at most ``RANGED_IMAGES``, evenly spaced."""
+    chosen = np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), RANGED_IMAGES)).astype(np.int64))]
+    if isinstance(table, ArrayTable):
+        return (_array_image(table, row) for row in chosen)
+    return decoded(encoded for _, encoded in table.encoded(chosen))
+
+
+def decoded(images: Iterable[Encoded]) -> Iterator[Image.Image]:
+    """``images`` without those that cannot be read, which are named where they are fitted."""
+    for encoded in images:
+        with contextlib.suppress(BadImage):
+            yield decode(*encoded)
+
+
+def _cannot_be_padded(shape: tuple[int, int], size: int):
+    raise UserError(f"images of {shape[0]}x{shape[1]} cannot be padded to {size}x{size}; use resize: crop.")
+
+
+def refuse_other_shape(row: int, where: str, shape: tuple[int, int], common: tuple[int, int]):
+    """Raise a UserError for an image of another shape than all others have."""
+    if shape != common:
+        raise UserError(
+            f"row {row} of {where} is {shape[0]}x{shape[1]}, others are {common[0]}x{common[1]}; use resize: crop for "
+            f"images of several sizes."
+        )
 
 
 def fit_rows(
-    table: Table, rows: np.ndarray, fitting: Fitting, rule: Rule, report: Report, progress: tqdm
+    table: Table, rows: np.ndarray, settings: Settings, rule: Rule, skipped: list[tuple[int, str]], progress: tqdm
 ) -> Iterator[np.ndarray]:
-    """The images of ``rows``, ascending, in pieces uint8 (B, C, S, S).
+    """The images of ``rows``, ascending, in pieces uint8 (B, C, S, S); adds the (row, line) of bad ones to ``skipped``.
 
     Raises:
-        WrongRule: where an image does not go with a ``rule`` that was only guessed.
         UserError: for an image that cannot be used, unless such are skipped, or of another size than asked for.
     """
+    fitter = Fitter(table.where, settings, rule)
     if isinstance(table, ArrayTable):
-        pieces = _fit_array(table, rows, fitting, rule, report)
-    else:
-        pieces = _fit_encoded(table, rows, fitting, rule, report)
-    for count, images in pieces:
-        progress.update(count)
-        yield images
+        yield from _fit_array(table, rows, fitter, progress)
+        return
+    with ThreadPoolExecutor(num_threads()) as pool:  # Pillow lets go of the interpreter while it decodes
+        for count, images, bad in _in_order(pool, fitter.fit_chunk, chunks(table.encoded(rows))):
+            skipped += bad
+            progress.update(count)
+            yield images
 
 
-def _fit_array(
-    table: ArrayTable, rows, fitting: Fitting, rule: Rule, report: Report
-) -> Iterator[tuple[int, np.ndarray]]:
-    shape = tuple(table.images.shape[1:])
+def _fit_array(table: ArrayTable, rows: np.ndarray, fitter: "Fitter", progress: tqdm) -> Iterator[np.ndarray]:
+    shape, size = tuple(table.images.shape[1:3]), fitter.size
     if min(shape) < 2:
-        raise UserError(f"images of {table.where} are {shape[0]}x{shape[1]} pixels; at least 2x2 would be right.")
-    report.shapes.add(shape)
-    size, fitter = fitting.sample_size, Fitter(table.where, fitting, rule)
-    if rule.way == "pad":
-        fitter.check_shape(int(rows[0]), shape)
+        raise UserError(f"images of {table.where} are {shape[0]}x{shape[1]} pixels; it needs at least 2x2.")
     for start in range(0, len(rows), ARRAY_CHUNK):
         chosen = rows[start : start + ARRAY_CHUNK]
-        if rule.way == "pad" and shape == rule.shape:
-            images = np.zeros((len(chosen), rule.channels, size, size), np.uint8)
+        plain = (
+            table.images.ndim == 3 and table.images.dtype == np.uint8 and isinstance(fitter.settings.pixel_range, str)
+        )
+        if plain and fitter.rule.way == "pad" and shape == fitter.rule.shape:
+            images = np.zeros((len(chosen), fitter.rule.channels, size, size), np.uint8)
             images[(slice(None), slice(None), *padding(*shape, size))] = table.images[chosen][:, None]
         else:
-            images = np.stack([fitter.fit(int(row), Image.fromarray(table.images[row])) for row in chosen])
-        yield len(chosen), images
-
-
-def _fit_encoded(table, rows, fitting: Fitting, rule: Rule, report: Report) -> Iterator[tuple[int, np.ndarray]]:
-    """Decoded by threads: Pillow lets go of the interpreter while it decodes."""
-    fitter = Fitter(table.where, fitting, rule)
-    with ThreadPoolExecutor(num_threads()) as pool:
-        for count, images, shapes, skipped in _in_order(pool, fitter.fit_chunk, chunks(table.encoded(rows))):
-            report.shapes |= shapes if len(report.shapes) < 2 else set()
-            report.skipped += skipped
-            yield count, images
+            images = np.stack([fitter.fit(int(row), _array_image(table, row)) for row in chosen])
+        progress.update(len(chosen))
+        yield images
 
 
 def num_threads() -> int:
@@ -168,69 +265,51 @@ def _in_order(pool: ThreadPoolExecutor, work, items: Iterable) -> Iterator:
 class Fitter:
     """Fits single images of one source by a rule."""
 
-    def __init__(self, where: str, fitting: Fitting, rule: Rule):
-        self.where, self.fitting, self.rule = where, fitting, rule
-        self.size, self.mode = fitting.sample_size, "L" if rule.channels == 1 else "RGB"
+    def __init__(self, where: str, settings: Settings, rule: Rule):
+        self.where, self.settings, self.rule = where, settings, rule
+        self.size, self.mode = settings.sample_size, "L" if rule.channels == 1 else "RGB"
 
     def fit_chunk(self, items: list[tuple[int, Encoded]]):
-        """How many rows, their images uint8 (B, C, S, S), up to two of their sizes, and the bad ones' (row, line)."""
+        """How many rows, their images uint8 (B, C, S, S), and the bad ones' (row, line)."""
         images = np.empty((len(items), self.rule.channels, self.size, self.size), np.uint8)
-        shapes, skipped, filled = set(), [], 0
+        skipped, filled = [], 0
         for row, encoded in items:
             try:
-                image = decode(*encoded)
-                images[filled] = self.fit(row, image)
+                images[filled] = self.fit(row, decode(*encoded))
+                filled += 1
             except BadImage as error:
                 line = f"row {row} of {self.where}{file_name(encoded.path, self.where)} {error}."
-                if self.fitting.on_bad_image == "error":
+                if self.settings.on_bad_image == "error":
                     raise UserError(f"{line[:-1]}; on_bad_image: skip leaves such images out.") from None
                 skipped.append((row, line))
-                continue
-            filled += 1
-            if len(shapes) < 2:
-                shapes.add((image.height, image.width))
-        return len(items), images[:filled], shapes, skipped
+        return len(items), images[:filled], skipped
 
     def fit(self, row: int, image: Image.Image) -> np.ndarray:
-        """One image as uint8 (C, S, S).
+        """One image as uint8 (C, S, S); of another shape than the rule's, one to be padded is scaled and cropped.
 
         Raises:
-            BadImage, WrongRule, UserError: as ``decode`` and ``fit_rows`` do.
+            BadImage, UserError: as ``decode`` and ``fit_rows`` do.
         """
         rule, shape = self.rule, (image.height, image.width)
-        if rule.channels == 1 and self.fitting.image_mode == "auto" and not rule.follow and not is_gray(image):
-            raise WrongRule(replace(rule, channels=3))
-        image = to_mode(image, self.mode)
-        if rule.way == "area":
-            return area(image, self.size)
-        if rule.way == "crop":
-            return crop(image, self.size)
-        if shape != rule.shape and rule.follow and self.fitting.resize == "auto":
+        image = to_mode(
+            image,
+            self.mode,
+            levels=rule.levels,
+            stretch=not isinstance(self.settings.pixel_range, str),
+            background=self.settings.background,
+        )
+        if rule.way != "pad":
+            return (area if rule.way == "area" else crop)(image, self.size)
+        if rule.shape is not None and shape != rule.shape:
+            if self.settings.resize == "pad":
+                refuse_other_shape(row, self.where, shape, rule.shape)
             image = ImageOps.fit(image, rule.shape[::-1], Image.Resampling.LANCZOS)
-        else:
-            self.check_shape(row, shape)
+        if max(image.size) > self.size:  # only where no header could be read
+            _cannot_be_padded((image.height, image.width), self.size)
         return pad(image, self.size)
 
-    def check_shape(self, row: int, shape: tuple[int, int]):
-        """Whether an image of ``shape`` can be padded like all others."""
-        rule = self.rule
-        if rule.shape is None:  # no header could be read
-            raise WrongRule(replace(rule, shape=shape))
-        if shape != rule.shape and self.fitting.resize == "auto" and not rule.follow:
-            raise WrongRule(replace(rule, way="crop", shape=None))
-        if max(rule.shape) > self.size:
-            raise UserError(
-                f"images of {rule.shape[0]}x{rule.shape[1]} cannot be padded to {self.size}x{self.size}; use resize: "
-                f"crop."
-            )
-        if shape != rule.shape and self.fitting.resize == "pad":
-            raise UserError(
-                f"row {row} of {self.where} is {shape[0]}x{shape[1]}, others are {rule.shape[0]}x{rule.shape[1]}; use "
-                f"resize: crop for images of several sizes."
-            )
 
-
-def progress_bar(total: int) -> tqdm:
+def progress_bar(total: int, what: str = "reading images") -> tqdm:
     """A bar for reading ``total`` images; of several processes on a machine the first shows it."""
     hidden = total < 2000 or os.environ.get("LOCAL_RANK", "0") != "0"
-    return tqdm(total=total, desc="reading images", unit="image", mininterval=1, disable=hidden)
+    return tqdm(total=total, desc=what, unit="image", mininterval=1, disable=hidden, leave=what != "reading headers")

@@ -1,13 +1,33 @@
 """One image: from whatever a file holds to uint8 pixels of the network's size."""
 
+import contextlib
+import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-GRAY_MODES = ("1", "L", "LA", "La", *SIXTEEN_BIT_MODES)
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits, or floating point
+GRAY_MODES = ("1", "L", "LA", "La", *DEEP_MODES)
+FULL = (0.0, 65535.0)
+
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+NO_PICTURES = (".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg")  # Pillow knows them, but decodes none of them
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """How the names of pictures end, in lower case: all that Pillow decodes, with pillow-heif HEIC, too."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = {suffix.lower() for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset(known - set(NO_PICTURES))
 
 
 class BadImage(Exception):
@@ -17,34 +37,92 @@ class BadImage(Exception):
 def decode(image_bytes: bytes | None, path: str | None) -> Image.Image:
     """An upright image from the bytes of a file, or from a file; of several frames the first.
 
+    What else a file holds, EXIF, XMP, texts, profiles, may be damaged: the pixels count.
+
     Raises:
-        BadImage: if it is missing, cannot be read, has floating-point pixels, or a side of a single pixel.
+        BadImage: if it is missing, cannot be read, or has a side of a single pixel.
     """
     if image_bytes is None and path is None:
         raise BadImage("has no image")
     try:
-        image = Image.open(path if image_bytes is None else io.BytesIO(image_bytes))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        image = _opened(image_bytes, path, lambda image: image.load())
     except UnidentifiedImageError:
         raise BadImage("is not a readable image: no image format known here") from None
     except Exception as error:  # OSError, SyntaxError, struct.error, DecompressionBombError, ...
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise BadImage(f"is not a readable image: {reason}") from None
-    if image.mode == "F":
-        raise BadImage("has floating-point pixels, whose range is not known; 8 or 16 bits would be right")
+    with contextlib.suppress(Exception):  # EXIF that is damaged, of any kind, says nothing
+        ImageOps.exif_transpose(image, in_place=True)
     if min(image.size) < 2:
-        raise BadImage(f"is {image.height}x{image.width} pixels; at least 2x2 would be right")
+        raise BadImage(f"is {image.height}x{image.width} pixels; it needs at least 2x2")
     return image
 
 
-def header(image_bytes: bytes | None, path: str | None) -> tuple[bool, tuple[int, int]] | None:
-    """Whether an image is gray, and its (height, width), without decoding its pixels; None where that is not told."""
+def _opened(image_bytes: bytes | None, path: str | None, then: Callable[[Image.Image], object]) -> Image.Image:
+    """The image of a file, for which ``then`` works; if need be, a PNG or JPEG without all that is not its pixels."""
     try:
-        with Image.open(path if image_bytes is None else io.BytesIO(image_bytes)) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return is_gray(image), image.size if turned else image.size[::-1]
-    except Exception:  # it is told of when it is decoded
+        image = Image.open(path if image_bytes is None else io.BytesIO(image_bytes))
+        then(image)
+        return image
+    except Exception:
+        try:
+            data = Path(path).read_bytes() if image_bytes is None else image_bytes
+            image = Image.open(io.BytesIO(_bare(data)))
+            then(image)
+            return image
+        except Exception:  # as damaged as before: the first error says it
+            pass
+        raise
+
+
+def _bare(data: bytes) -> bytes:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _bare_png(data)
+    if data.startswith(b"\xff\xd8"):
+        return _bare_jpeg(data)
+    raise ValueError("no kind of file that has such parts")
+
+
+def _bare_png(data: bytes) -> bytes:
+    """A PNG's critical chunks and its transparency."""
+    kept, start = [data[:8]], 8
+    while start + 8 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """A JPEG without comments and application segments, but for Adobe's, which tells the color space."""
+    kept, start = [data[:2]], 2
+    while data[start] == 0xFF and data[start + 1] != 0xDA:
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if not (0xE1 <= data[start + 1] <= 0xEF and data[start + 1] != 0xEE) and data[start + 1] != 0xFE:
+            kept.append(data[start:end])
+        start = end
+    return b"".join([*kept, data[start:]])
+
+
+class Header(NamedTuple):
+    """What the header of an image says. gray: it has no color. shape: (height, width). mode: Pillow's mode."""
+
+    gray: bool
+    shape: tuple[int, int]
+    mode: str
+
+
+def header(image_bytes: bytes | None, path: str | None) -> Header | None:
+    """The header of an image, without decoding its pixels; None where it cannot be read."""
+    try:
+        with _opened(image_bytes, path, lambda image: None) as image:
+            turned = False
+            with contextlib.suppress(Exception):
+                turned = image.getexif().get(0x0112, 1) >= 5
+            shape = image.size if turned else image.size[::-1]
+            return Header(is_gray(image), shape, image.mode) if min(shape) > 1 else None
+    except Exception:  # reported when it is decoded, if it cannot be used
         return None
 
 
@@ -56,30 +134,61 @@ def is_gray(image: Image.Image) -> bool:
     return image.mode in GRAY_MODES
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` as "L" or "RGB": of 16 bits the upper 8, what is transparent on white.
+def to_mode(
+    image: Image.Image,
+    mode: str,
+    *,
+    levels: tuple[float, float] = FULL,
+    stretch: bool = False,
+    background: str = "white",
+) -> Image.Image:
+    """``image`` as "L" or "RGB", 8 bits.
+
+    Args:
+        levels: the values of an image of more than 8 bits, or of floating point, that become black and white.
+        stretch: apply ``levels`` to images of 8 bits, too.
+        background: what shows where an image is transparent: a color, or "mean", its own where it is not.
 
     Raises:
-        BadImage: for pixels of more than 16 bits, or a color space that Pillow does not convert.
+        BadImage: for pixels that are not numbers, or outside of 16 bits where ``levels`` are these, or a color space
+            that Pillow does not convert.
     """
+    stretch = stretch and image.mode not in DEEP_MODES
     try:
-        if image.mode in SIXTEEN_BIT_MODES:
-            image = _upper_bits(image)
+        if image.mode in DEEP_MODES:
+            image = _eight_bits(image, levels)
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            color = _mean_color(image) if background == "mean" else ImageColor.getrgb(background)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, color), image)
         if image.mode == "LAB":
             image = image.convert("RGB")  # Pillow knows no other way from there
-        return image if image.mode == mode else image.convert(mode)
+        image = image if image.mode == mode else image.convert(mode)
     except ValueError as error:
         raise BadImage(f"cannot be converted from {image.mode} to {mode}: {error}") from None
+    if stretch:
+        low, high = levels
+        table = ((np.arange(256) - low) * 255 / (high - low)).round().clip(0, 255).astype(int).tolist()
+        return image.point(table * len(image.getbands()))
+    return image
 
 
-def _upper_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, levels: tuple[float, float]) -> Image.Image:
     pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise BadImage("has pixels of more than 16 bits; 8 or 16 bits would be right")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    if image.mode == "F" and not np.isfinite(pixels).all():
+        raise BadImage("has pixels that are not numbers")
+    if levels == FULL:
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise BadImage("has pixels of more than 16 bits; use pixel_range: auto, or the lowest and highest value")
+        return Image.fromarray((pixels.astype(np.int32) >> 8).astype(np.uint8))
+    low, high = levels
+    return Image.fromarray(((pixels - np.float64(low)) * 255 / (high - low)).round().clip(0, 255).astype(np.uint8))
+
+
+def _mean_color(image: Image.Image) -> tuple[int, int, int]:
+    pixels = np.asarray(image).reshape(-1, 4).astype(np.float64)
+    weights = pixels[:, 3]
+    return tuple((pixels[:, :3].T @ weights / max(weights.sum(), 1)).round().astype(int).tolist())
 
 
 # ---- to the network's size; every function takes (H, W) or larger and gives uint8 (C, size, size)

@@ -1,23 +1,31 @@
-"""Data sets whole: opened, numbered, fitted, and parted into what is trained on and what is validated on."""
+"""Data sets whole: opened, numbered, parted into what is trained on and what is validated on, and fitted."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_hf.data.arrays import ImageData, MappedImages
+from ddpm_hf.data.arrays import ImageData
 from ddpm_hf.data.classes import Classes, distinct_titles
-from ddpm_hf.data.fit import Fitting, Report, Rule, WrongRule, fit_rows, guess_rule, progress_bar
+from ddpm_hf.data.fit import Rule, Settings, fit_rows, progress_bar, rule_for
+from ddpm_hf.data.folders import validation_names
+from ddpm_hf.data.images import FULL
 from ddpm_hf.data.order import largest_remainders
-from ddpm_hf.data.sources import VALIDATION_SPLITS, Source, Splits
-from ddpm_hf.data.store import refuse_full_disk, stored_images
+from ddpm_hf.data.sources import Splits
+from ddpm_hf.data.store import find_images, store_images
 from ddpm_hf.data.tables import Table
 from ddpm_hf.errors import UserError
+from ddpm_hf.source import Source
 
 HELD_OUT = 0.05  # of the images, where a set has no split to validate on
 FEWEST_TO_HOLD_OUT = 20
+FITTING = ("sample_size", "image_mode", "resize", "pixel_range", "background", "on_bad_image")
+ALIKE = 2  # of 256: pictures that differ by no more look the same
+COMPARED_IMAGES = 64
+MOST_NAMED = 6  # classes that a line names
 
 
 class Part(NamedTuple):
@@ -27,44 +35,17 @@ class Part(NamedTuple):
     rows: np.ndarray
 
 
-@dataclass
-class Fitted:
-    """Images uint8 (N, C, S, S) of several parts, one after the other, and the rows of each that could be used.
-
-    shape: the (height, width) that all had, where generated images can be brought back to it; else None.
-    """
-
-    images: np.ndarray | MappedImages
-    parts: list[Part]
-    rule: Rule
-    shape: tuple[int, int] | None
-    skipped: list[str]
-
-
-def open_data(
-    sources: Sequence[Source],
-    *,
-    sample_size: int = 32,
-    image_mode: str = "auto",
-    resize: str = "auto",
-    on_bad_image: str = "error",
-    max_images: int | None = None,
-    max_memory_gb: float = 4.0,
-    validation_split: str | None = "auto",
-    validation_images: int = 1000,
-    seed: int = 0,
-    cache: bool = True,
-) -> tuple[ImageData, ImageData | None]:
-    """The images to train on and those to validate on, None if there are none; settings as in ``TrainConfig``.
+def open_data(sources: Sequence[Source], **settings) -> tuple[ImageData, ImageData | None]:
+    """The images to train on and those to validate on, None if there are none.
 
     Args:
-        seed: chooses the images that are held out, where a set has no split to validate on.
-        cache: keep images that do not fit in memory on the disk for the next start.
+        settings: of ``Settings``; ``seed`` chooses the images that are held out, where a set has no split to validate
+            on.
 
     Raises:
         UserError: naming the data set, split, column or row that is wrong.
     """
-    fitting = Fitting(sample_size, image_mode, resize, on_bad_image)
+    settings = Settings(**settings)
     without = [source.dataset for source in sources if not source.weight]
     if 0 < len(without) < len(sources):
         raise UserError(f"data set {without[0]!r} has no weight, others have; give all a weight, or none.")
@@ -72,53 +53,93 @@ def open_data(
     tables = [opened.open(opened.source.split) for opened in splits]
     titles = distinct_titles([source.title for source in sources])
     classes = Classes(tables, titles)
-    parts = [Part(table, np.arange(min(len(table), max_images or len(table)))) for table in tables]
+    notes = [f"{line} of {title}" if len(sources) > 1 else line for s, title in zip(splits, titles) for line in s.notes]
+    parts = []
+    for table in tables:
+        rows, lines = table.usable_rows(settings.on_bad_image == "skip")
+        parts.append(Part(table, _first_rows(table, rows, settings.max_images)))
+        notes += lines + [table.note] * bool(table.note)
     shares = _shares(sources, parts)
-    validation = _validation_parts(splits, parts, validation_split, validation_images, shares, seed)
+    validation = _validation_parts(splits, parts, settings, shares)
+    held = [Part(p.table, v.rows if v.table is p.table else v.rows[:0]) for p, v in zip(parts, validation)]
+    kept = [Part(p.table, np.setdiff1d(p.rows, h.rows, assume_unique=True)) for p, h in zip(parts, held)]
 
-    whole = _fit_all(parts, fitting, max_memory_gb, cache)
-    held = [np.isin(part.rows, v.rows if v.table is part.table else []) for part, v in zip(whole.parts, validation)]
-    weights = tuple(shares) if len(sources) > 1 and sources[0].weight else None
+    # what is trained on first, then what is held out: two slices of one array
+    images, rule, used, skipped = _fit_all([*kept, *held], settings)
+    kept, held = used[: len(kept)], used[len(kept) :]
+    count = sum(len(part.rows) for part in kept)
 
-    def image_data(images, parts: dict[int, Part], held_out: bool, **more) -> ImageData:
+    def image_data(images, parts: dict[int, Part], **more) -> ImageData:
         labels = [classes.labels(number, part.table, part.rows) for number, part in parts.items()]
         return ImageData(
             images,
             np.concatenate(labels) if classes.labelled else None,
             classes.names,
-            whole.shape or (sample_size, sample_size),
-            output_resize=whole.rule.way == "area" and whole.shape is not None,
+            rule.shape or (settings.sample_size, settings.sample_size),
+            output_resize=rule.output_resize,
             sizes=tuple(len(part.rows) for part in parts.values()),
             source_names=tuple(titles[number] for number in parts),
             known_classes=len(classes),
-            splits=tuple(_split_name(part, tables[number], held_out) for number, part in parts.items()),
+            captions=_captions(list(parts.values())),
             **more,
         )
 
-    held_images = whole.images[np.flatnonzero(np.concatenate(held))]
-    kept = {number: Part(p.table, p.rows[~out]) for number, (p, out) in enumerate(zip(whole.parts, held))}
     train = image_data(
-        _without(whole.images, np.concatenate(held)), kept, False, weights=weights, skipped=tuple(whole.skipped)
+        images[:count],
+        dict(enumerate(kept)),
+        splits=tuple(table.split for table in tables),
+        weights=tuple(shares) if len(sources) > 1 and sources[0].weight else None,
+        skipped=tuple(skipped),
     )
-    pieces, used, skipped = [], {}, []
-    for number, (part, own, out) in enumerate(zip(validation, whole.parts, held)):
+    if rule.levels != FULL:
+        low, high = rule.levels
+        notes.append(f"pixel values {low:g} to {high:g} become black to white; pixel_range changes that")
+    few = train.images[np.linspace(0, count - 1, min(count, COMPARED_IMAGES)).astype(np.int64)]
+    if len(few) > 1 and (few.max(0).astype(int) - few.min(0)).max() <= ALIKE:
+        notes.append("all images come out alike; for transparent ones choose another background, for dark pixel_range")
+    if train.labels is not None:
+        counts = np.bincount(train.labels, minlength=train.num_classes)
+        shown = train.label_names or range(train.num_classes)
+        if unused := [str(name) for name, found in zip(shown, counts) if not found]:
+            notes.append(f"{len(unused):,} classes have no images: {', '.join(unused[:MOST_NAMED])}")
+    train = replace(train, notes=tuple(notes))
+    pieces, used, names, skipped, held_images = [], {}, [], [], images[count:]
+    for number, (part, own) in enumerate(zip(validation, held)):
         if part.table is own.table:
-            images, held_images = np.split(held_images, [out.sum()])
-            part = Part(own.table, own.rows[out])
-        elif len(part.rows):
-            own = _fit_in_memory([part], fitting, replace(whole.rule, follow=True))
-            images, part = own.images, own.parts[0]
-            skipped += own.skipped
+            part, name = own, f"held out of {own.table.split}"
+            piece, held_images = np.split(held_images, [len(own.rows)])
+        else:
+            name = part.table.split
+            piece, (part,), bad = _fit_in_memory([part], settings, rule)
+            skipped += bad
         if len(part.rows):
-            pieces.append(images)
+            pieces.append(piece)
             used[number] = part
+            names.append(name)
     if not used:
         return train, None
-    return train, image_data(np.concatenate(pieces), used, True, skipped=tuple(skipped))
+    return train, image_data(np.concatenate(pieces), used, splits=tuple(names), skipped=tuple(skipped))
 
 
-def _split_name(part: Part, trained: Table, held_out: bool) -> str:
-    return f"held out of {trained.split}" if held_out and part.table is trained else part.table.split
+def _captions(parts: list[Part]) -> list[str] | None:
+    """The captions of all images, "" for those that have none, or None where no set has any."""
+    if all(part.table.captions is None for part in parts):
+        return None
+    return [part.table.captions[row] if part.table.captions else "" for part in parts for row in part.rows]
+
+
+def _first_rows(table: Table, rows: np.ndarray, most: int | None) -> np.ndarray:
+    """The first ``most`` of ``rows``, or, where these lack a class, as many of all classes."""
+    first = rows[:most]
+    if table.labels is None or len(first) == len(rows):
+        return first
+    labels = table.labels[rows]
+    if len(np.unique(labels[:most])) == len(found := np.unique(labels)):
+        return first
+    turns = np.empty(len(rows), np.int64)  # a row's number among those of its class: all first ones go before second
+    for label in found:
+        turns[labels == label] = np.arange((labels == label).sum())
+    return np.sort(rows[np.argsort(turns, kind="stable")[:most]])
 
 
 def _shares(sources: Sequence[Source], parts: list[Part]) -> list[float]:
@@ -130,13 +151,14 @@ def _shares(sources: Sequence[Source], parts: list[Part]) -> list[float]:
 # ---- what to validate on
 
 
-def _validation_parts(splits, parts, split: str | None, most: int, shares, seed: int) -> list[Part]:
+def _validation_parts(splits: list[Splits], parts: list[Part], settings: Settings, shares: list[float]) -> list[Part]:
     """For every set the rows to validate on: of another split, or held out of its training rows; possibly none."""
+    split = settings.validation_split
     if split is None:
         return [Part(part.table, part.rows[:0]) for part in parts]
     sources = [opened.source for opened in splits]
-    tables = [_validation_table(opened, split, sources) for opened in splits]
-    quotas = [max(quota, 1) for quota in largest_remainders(most, shares)]
+    tables = [_validation_table(opened, part.table, split, sources) for opened, part in zip(splits, parts)]
+    quotas = [max(quota, 1) for quota in largest_remainders(settings.validation_images, shares)]
     identities = [part.table.identity for part in parts]
     result = []
     for table, part, quota in zip(tables, parts, quotas):
@@ -144,27 +166,24 @@ def _validation_parts(splits, parts, split: str | None, most: int, shares, seed:
             # of a set that is there twice, the same images: none of them is trained on
             quota = max(other for identity, other in zip(identities, quotas) if identity == part.table.identity)
             number = identities.index(part.table.identity)
-            result.append(Part(part.table, _held_out(part.rows, quota, (seed, number))))
+            result.append(Part(part.table, _held_out(part.rows, quota, (settings.seed, number))))
         else:
-            result.append(Part(table, _spread(table, quota)))
+            rows, _ = table.usable_rows(settings.on_bad_image == "skip")
+            result.append(Part(table, _spread(table, rows, quota)))
     return result
 
 
-def _validation_table(splits: Splits, split: str, sources: list[Source]) -> Table | None:
-    """The split to validate on; None where "auto" finds none that training leaves alone and whose labels are told."""
+def _validation_table(splits: Splits, own: Table, split: str, sources: list[Source]) -> Table | None:
+    """The split to validate on; None where "auto" finds none that is not trained on, and has labels if ``own`` has."""
     alike = [source for source in sources if source.reads_like(splits.source)]
     if split != "auto":
         for source in alike:
             source.refuse_to_validate_on(split)
-        table = splits.open(split)
-        table.check_labels()
-        return table
-    trained = {name for source in alike for name in source.split_names}
-    for name in VALIDATION_SPLITS:
-        if name in splits.names and name not in trained:
-            table = splits.open(name)
-            if table.labels is None or table.labels.min() >= 0:  # contests keep the labels of a test split, as -1
-                return table
+        return splits.open(split)
+    for name in validation_names(splits.names, {name for source in alike for name in source.split_names}):
+        table = splits.open(name)
+        if own.labels is None or (table.labels is not None and table.labels.min() >= 0):
+            return table  # contests keep the labels of a test split
     return None
 
 
@@ -176,93 +195,80 @@ def _held_out(rows: np.ndarray, most: int, seed: tuple[int, int]) -> np.ndarray:
     return np.sort(np.random.default_rng((seed[0], seed[1], 2**31)).permutation(rows)[:count])
 
 
-def _spread(table: Table, most: int) -> np.ndarray:
-    """Up to ``most`` rows, evenly spaced, and where there are classes evenly among them."""
-    order = np.arange(len(table)) if table.labels is None else np.argsort(table.labels, kind="stable")
-    if len(table) <= most:
-        return np.arange(len(table))
-    return np.sort(order[np.linspace(0, len(table) - 1, most).round().astype(np.int64)])
+def _spread(table: Table, rows: np.ndarray, most: int) -> np.ndarray:
+    """Up to ``most`` of ``rows``, evenly spaced, and where there are classes evenly among them."""
+    if len(rows) <= most:
+        return rows
+    order = rows if table.labels is None else rows[np.argsort(table.labels[rows], kind="stable")]
+    return np.sort(order[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)])
 
 
 # ---- fitting
 
 
-def _fit_all(parts: list[Part], fitting: Fitting, max_memory_gb: float, cache: bool) -> Fitted:
-    """Images in memory, or, where they would be too large, in an Arrow file."""
-    rule = guess_rule(parts, fitting)
-    while True:
-        num_bytes = sum(len(part.rows) for part in parts) * rule.channels * fitting.sample_size**2
-        try:
-            if num_bytes <= max_memory_gb * 2**30:
-                return _fit_in_memory(parts, fitting, rule)
-            return _fit_in_file(parts, fitting, rule, cache, num_bytes)
-        except WrongRule as wrong:  # at most twice: another size, and color
-            rule = wrong.rule
+def _fit_all(parts: list[Part], settings: Settings) -> tuple[np.ndarray, Rule, list[Part], list[str]]:
+    """The images uint8 (N, C, S, S) of all parts, one after the other, in memory or, where they are too large, mapped.
+
+    Returns them with the rule they were fitted by, the rows of each part that could be used, and a line for each that
+    could not.
+    """
+    identities = [
+        (p.table.identity, p.table.files_state(), hashlib.sha256(p.rows.tobytes()).hexdigest()) for p in parts
+    ]
+    done = {name: getattr(settings, name) for name in FITTING}
+    key = json.dumps([identities, done])
+    found = find_images(key) if settings.cache else None
+    if found is None:
+        rule = rule_for(parts, settings)
+        shape = (sum(len(part.rows) for part in parts), rule.channels, settings.sample_size, settings.sample_size)
+        if np.prod(shape) <= settings.max_memory_gb * 2**30:
+            images, used, skipped = _fit_in_memory(parts, settings, rule)
+            return images, rule, used, skipped
+
+        def make(write: Callable) -> dict:
+            return {"rule": asdict(rule), "skipped": _fit_parts(parts, settings, rule, write)}
+
+        found = store_images(key, settings.cache, shape, make)
+    images, kept = found
+    rule = kept["rule"]
+    rule = Rule(**{**rule, "shape": rule["shape"] and tuple(rule["shape"]), "levels": tuple(rule["levels"])})
+    return images, rule, *_used(parts, kept["skipped"])
 
 
-def _fit_in_memory(parts: list[Part], fitting: Fitting, rule: Rule) -> Fitted:
-    size, total = fitting.sample_size, sum(len(part.rows) for part in parts)
-    images, filled = np.empty((total, rule.channels, size, size), np.uint8), 0
-    reports = [Report() for _ in parts]
-    for piece in _pieces(parts, fitting, rule, reports):
+def _fit_in_memory(parts: list[Part], settings: Settings, rule: Rule) -> tuple[np.ndarray, list[Part], list[str]]:
+    size, filled = settings.sample_size, 0
+    images = np.empty((sum(len(part.rows) for part in parts), rule.channels, size, size), np.uint8)
+
+    def write(piece: np.ndarray):
+        nonlocal filled
         images[filled : filled + len(piece)] = piece
         filled += len(piece)
-    return _fitted(images[:filled], parts, rule, _one_shape(rule, reports), [report.skipped for report in reports])
+
+    skipped = _fit_parts(parts, settings, rule, write)
+    return images[:filled], *_used(parts, skipped)
 
 
-def _fit_in_file(parts: list[Part], fitting: Fitting, rule: Rule, cache: bool, num_bytes: int) -> Fitted:
-    def make(writer) -> dict:
-        refuse_full_disk(num_bytes)
-        reports = [Report() for _ in parts]
-        for piece in _pieces(parts, fitting, rule, reports):
-            writer.write(piece)
-        skipped = [report.skipped for report in reports]
-        return {"rule": asdict(rule), "shape": _one_shape(rule, reports), "skipped": skipped}
-
-    identities = [(part.table.identity, part.table.files_state(), len(part.rows)) for part in parts]
-    key = json.dumps([identities, asdict(fitting)])
-    images, told = stored_images(key, cache, make)
-    shape = None if told["shape"] is None else tuple(told["shape"])
-    rule = Rule(**{**told["rule"], "shape": told["rule"]["shape"] and tuple(told["rule"]["shape"])})
-    return _fitted(images, parts, rule, shape, told["skipped"])
-
-
-def _pieces(parts: list[Part], fitting: Fitting, rule: Rule, reports: list[Report]) -> Iterator[np.ndarray]:
+def _fit_parts(parts: list[Part], settings: Settings, rule: Rule, write: Callable) -> list[list[tuple[int, str]]]:
+    """Call ``write`` with the images of all parts; returns the (row, line) of the bad ones of each."""
+    skipped = [[] for _ in parts]
     with progress_bar(sum(len(part.rows) for part in parts)) as progress:
-        for part, report in zip(parts, reports):
-            yield from fit_rows(part.table, part.rows, fitting, rule, report, progress)
-            if len(report.skipped) == len(part.rows):
-                raise UserError(
-                    f"none of the {len(part.rows)} images of {part.table.where} can be used: {report.skipped[0][1]}"
-                )
+        for part, bad in zip(parts, skipped):
+            if not len(part.rows):
+                continue
+            for piece in fit_rows(part.table, part.rows, settings, rule, bad, progress):
+                write(piece)
+            if bad and len(bad) == len(part.rows) == len(part.table):
+                raise UserError(f"none of the {len(bad)} images of {part.table.where} can be used: {bad[0][1]}")
+    return skipped
 
 
-def _one_shape(rule: Rule, reports: list[Report]) -> tuple[int, int] | None:
-    if rule.way == "pad":
-        return rule.shape
-    shapes = set().union(*(report.shapes for report in reports))
-    return shapes.pop() if rule.way == "area" and len(shapes) == 1 else None
-
-
-def _fitted(images, parts: list[Part], rule: Rule, shape, skipped: list[list]) -> Fitted:
-    kept = [
-        Part(part.table, np.setdiff1d(part.rows, [row for row, _ in bad], assume_unique=True) if bad else part.rows)
+def _used(parts: list[Part], skipped: list[list]) -> tuple[list[Part], list[str]]:
+    """The rows of each part without the bad ones, and the lines of these."""
+    used = [
+        Part(part.table, np.setdiff1d(part.rows, [row for row, _ in bad], assume_unique=True))
         for part, bad in zip(parts, skipped)
     ]
-    return Fitted(images, kept, rule, shape, [line for bad in skipped for _, line in bad])
-
-
-def _without(images: np.ndarray | MappedImages, held: np.ndarray) -> np.ndarray | MappedImages:
-    """The images that are not ``held``, without a second copy of them."""
-    if not held.any():
-        return images
-    kept = np.flatnonzero(~held)
-    if isinstance(images, MappedImages):
-        return images.subset(kept)
-    for start in range(0, len(kept), 4096):  # to the front, where only images lie that have been moved or are held
-        moved = kept[start : start + 4096]
-        images[start : start + len(moved)] = images[moved]
-    return images[: len(kept)]
+    return used, [line for bad in skipped for _, line in bad]
 
 
 def load_images(
@@ -274,8 +280,9 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     label_names: tuple[str, ...] | None = None,
+    caption_column: str | None = None,
     **settings,
 ) -> ImageData:
     """All images of one split of one data set; other settings as in ``open_data``."""
-    source = Source(dataset, config_name, split, revision, image_column, label_column, label_names)
+    source = Source(dataset, config_name, split, revision, image_column, label_column, label_names, caption_column)
     return open_data([source], validation_split=None, **settings)[0]

@@ -37,9 +37,8 @@ class ImageOrder:
         self.draws = largest_remainders(self.num_images, weights) if weighted else None
         self._epochs = functools.lru_cache(maxsize=2)(self._mixed_epoch)  # a batch may touch two
 
-    def indices(self, step: int, batch_size: int) -> np.ndarray:
-        """Global image indices (batch_size,), int64, of optimizer step ``step``."""
-        position = step * batch_size
+    def indices(self, position: int, batch_size: int) -> np.ndarray:
+        """Global image indices (batch_size,), int64, of the batch that follows the first ``position`` images."""
         pieces, missing = [], batch_size
         while missing:
             epoch, offset = divmod(position, self.num_images)

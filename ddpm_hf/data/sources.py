@@ -1,78 +1,42 @@
-"""Where images come from: the Hub, a folder, or a parquet, arrow or IDX file, told apart and opened undecoded."""
+"""Where images come from: the Hub, a folder or a file of any kind, told apart and opened undecoded."""
 
-import itertools
+import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from ddpm_hf.data.annotations import annotate
+from ddpm_hf.data.containers import (
+    ARCHIVE_SUFFIXES,
+    ARRAY_SUFFIXES,
+    Arrays,
+    cifar_batches,
+    extracted,
+    is_webdataset,
+    read_arrays,
+    read_cifar,
+)
+from ddpm_hf.data.folders import Files, arrange, find_files, left_out
 from ddpm_hf.data.idx import IDX_SUFFIXES, idx_splits, read_idx
-from ddpm_hf.data.tables import ArrayTable, EncodedTable, Table
+from ddpm_hf.data.images import image_suffixes
+from ddpm_hf.data.tables import ArrayTable, EncodedTable, Table, image_columns
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.retries import LOG_IN, USUAL, again, explained, is_passing, status_of
+from ddpm_hf.source import Source, matching_split, split_of
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm", ".pgm")
-SPLITS = ("train", "test", "validation", "valid", "val")
 LIMITS = USUAL  # how long the Hub is asked again
-VALIDATION_SPLITS = ("validation", "valid", "val", "test")  # those that "auto" looks for, in this order
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set to read; the fields are those of an entry of the setting ``datasets``.
-
-    dataset: Hub id, image folder, or parquet, arrow or IDX file or folder. weight: share of the draws, of all
-    sets or of none; without, it is their share of the images.
-    """
-
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    label_names: Sequence[str] | None = None
-    name: str | None = None
-    weight: float | None = None
-
-    @property
-    def title(self) -> str:
-        """What the set is called where class names need it: ``name``, or the last part of its id or path."""
-        path = Path(self.dataset).expanduser()
-        if self.name or not path.exists():
-            return self.name or path.name
-        name = path.resolve().name
-        for suffix in (*IDX_SUFFIXES, ".parquet", ".arrow"):
-            name = name.removesuffix(suffix)
-        return name
-
-    @property
-    def split_names(self) -> list[str]:
-        """The splits it reads, without slices: 'train[:10%]+test' is train and test."""
-        return [name.partition("[")[0] for name in _split_parts(self.split)]
-
-    def reads_like(self, other: "Source") -> bool:
-        """Whether both are of the same data set, so that a split of one has the images of the other's."""
-        return (self.dataset, self.config, self.revision) == (other.dataset, other.config, other.revision)
-
-    def refuse_to_validate_on(self, split: str):
-        """Raise a UserError where ``split`` has images that are trained on; two slices are taken to be apart."""
-        for trained, name in itertools.product(_split_parts(self.split), _split_parts(split)):
-            sliced = "[" in trained and "[" in name
-            if trained == name or (trained.partition("[")[0] == name.partition("[")[0] and not sliced):
-                raise UserError(
-                    f"validation_split {split!r} of data set {self.dataset!r} has images of its split {self.split!r}, "
-                    f"which is trained on; another split, or validation_split: auto, would be right."
-                )
-
-
-def _split_parts(split: str) -> list[str]:
-    names = [name.strip() for name in split.split("+")]
-    return ["test" + name[len("t10k") :] if name.partition("[")[0] == "t10k" else name for name in names]
+TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
 class Splits:
     """The splits of a source: their names, and what is in them, opened when asked for.
+
+    notes: lines on what is left out or was read in a way that may surprise.
 
     Args:
         streaming: open them as ``datasets.IterableDataset``, downloading nothing.
@@ -82,18 +46,16 @@ class Splits:
     """
 
     def __init__(self, source: Source, *, streaming: bool = False):
-        self.source, self.streaming = source, streaming
-        path = Path(source.dataset).expanduser()
-        self._idx = idx_splits(path) if path.exists() else None
+        self.source, self.streaming, self.notes = source, streaming, []
+        self._arrays: dict[str, Callable[[], tuple[Arrays, str]]] = {}
         self._openers: dict[str, Callable] = {}
         self._builder = None
-        if self._idx is not None:
-            if streaming:
-                raise UserError(f"data set {source.dataset!r} is of IDX files, which are read whole; not as a stream.")
-            return
+        path = Path(source.dataset).expanduser()
         with library_errors(source.dataset):
             if path.exists():
-                self._openers = _local_splits(path, source.dataset, streaming)
+                self._open_local(path)
+                if streaming and self._arrays:
+                    raise UserError(f"data set {source.dataset!r} is of arrays, which are read whole; not as a stream.")
                 return
             self._builder = _hub_builder(source)
             if streaming:
@@ -105,7 +67,7 @@ class Splits:
 
     @property
     def names(self) -> list[str]:
-        return list(self._openers if self._idx is None else self._idx)
+        return list(self._openers or self._arrays)
 
     def open(self, split: str) -> Table:
         """The table of ``split``, or of several, 'train+test', one after the other.
@@ -114,15 +76,20 @@ class Splits:
             UserError: naming the split, file or column that is wrong.
         """
         source = self.source
-        if self._idx is not None:
-            names = ["test" if name == "t10k" else name for name in split.split("+")]
-            return ArrayTable(source, split, *read_idx([self._idx[name] for name in self._checked("+".join(names))]))
         with library_errors(source.dataset):
+            if self._arrays:
+                names = self._checked("+".join("test" if n.strip() == "t10k" else n for n in split.split("+")))
+                return ArrayTable(source, split, *_joined([self._arrays[name]() for name in names], source))
             if self._builder is not None:
-                return EncodedTable(source, split, self._builder.as_dataset(split=split))
+                known = [self._builder_split(name) for name in split.split("+")]
+                return EncodedTable(source, split, self._builder.as_dataset(split="+".join(known)))
             from datasets import concatenate_datasets
 
             return EncodedTable(source, split, concatenate_datasets(self._open_all(split)))
+
+    def _builder_split(self, name: str) -> str:
+        """A split of the Hub's by any word for it; slices, and names that it does not have, as they are."""
+        return name if "[" in name else matching_split(name.strip(), self.names) or name
 
     def streams(self, split: str) -> list:
         """The ``datasets.IterableDataset`` of ``split``, or of each of several, 'train+test'."""
@@ -139,12 +106,105 @@ class Splits:
         return [self._openers[name]() for name in self._checked(split)]
 
     def _checked(self, split: str) -> list[str]:
-        names = [name.strip() for name in split.split("+")]
-        if wrong := [name for name in names if name not in self.names]:
+        found = {name.strip(): matching_split(name.strip(), self.names) for name in split.split("+")}
+        if wrong := [name for name, known in found.items() if known is None]:
             raise UserError(
                 f"data set {self.source.dataset!r} has no split {wrong[0]!r}; it has {', '.join(self.names)}."
             )
-        return names
+        return list(found.values())
+
+    # ---- what lies on this machine
+
+    def _open_local(self, path: Path):
+        """Find out what a file or folder holds, and how each of its splits is opened."""
+        if pairs := idx_splits(path):
+            self._arrays = {name: lambda pair=pair: _idx_arrays(pair) for name, pair in pairs.items()}
+        elif path.is_file():
+            self._open_file(path)
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            self._openers = _saved_splits(path, self.streaming)
+        else:
+            self._open_folder(path)
+
+    def _open_file(self, path: Path):
+        name = path.name.lower()
+        if name.endswith(TABLE_SUFFIXES):
+            self._openers = {"train": self._table_opener([path])}
+        elif name.endswith(ARRAY_SUFFIXES):
+            self._arrays = _array_splits([path])
+        elif name.endswith(ARCHIVE_SUFFIXES):
+            self._open_archives([path])
+        elif path.suffix.lower() in image_suffixes():
+            raise UserError(f"data set {path} is a single picture; give the folder of pictures.")
+        else:
+            known = ", ".join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES, *ARCHIVE_SUFFIXES, *IDX_SUFFIXES))
+            hint = "; give the folder that it lies in" if name.endswith((".csv", ".tsv", ".jsonl")) else ""
+            raise UserError(f"data set file {path} must end in {known}{hint}.")
+
+    def _open_folder(self, path: Path):
+        files = find_files(path)
+        tables = files.named(".parquet") or files.named(".arrow")
+        used = set(tables) if self._open_tables(files, tables) else set()
+        if not used and files.pictures:
+            used = self._open_pictures(files)
+        elif not used:
+            batches = {}
+            for folder in sorted({file.parent for file in files.others}, key=str):
+                batches = batches or cifar_batches(path / folder, [f.name for f in files.others if f.parent == folder])
+            arrays, archives = files.named(*ARRAY_SUFFIXES), files.named(*ARCHIVE_SUFFIXES)
+            if batches:
+                self._arrays = {s: lambda chosen=chosen: _cifar_arrays(chosen) for s, chosen in batches.items()}
+                return
+            if arrays:
+                self._arrays, used = _array_splits([path / file for file in arrays]), set(arrays)
+            elif archives:
+                used = set(archives)
+                self._open_archives([path / file for file in archives])
+            else:
+                rest = left_out(files, set())
+                kinds = f" ({rest[0]})" if rest else ""
+                raise UserError(
+                    f"data set {self.source.dataset!r} has no images, no parquet, arrow or idx files in it{kinds}."
+                )
+        elif files.pictures:
+            self.notes.append(f"left out: {len(files.pictures):,} pictures beside the tables, which hold more images")
+        self.notes += left_out(files, used)
+
+    def _open_tables(self, files: Files, tables: list) -> bool:
+        """Whether ``tables`` are what the folder holds: all of them have images, and no fewer than lie beside them."""
+        if not tables:
+            return False
+        chosen = _files_of_splits(tables)
+        openers = {s: self._table_opener([files.root / file for file in found]) for s, found in chosen.items()}
+        if files.pictures:
+            rows = [_num_images(files.root / file, self.source) for file in tables]
+            if not all(rows) or sum(rows) < len(files.pictures):
+                return False
+        self._openers = openers
+        return True
+
+    def _table_opener(self, paths: list[Path]) -> Callable:
+        return _Opener(paths[0].suffix[1:].lower(), [str(path) for path in paths], self.streaming)
+
+    def _open_archives(self, paths: list[Path]):
+        if all(is_webdataset(path) for path in paths):
+            chosen = _files_of_splits(paths)
+            self._openers = {
+                split: _Opener("webdataset", [str(path) for path in found], self.streaming)
+                for split, found in chosen.items()
+            }
+        else:
+            self._open_local(_innermost(extracted(paths)))
+
+    def _open_pictures(self, files: Files) -> set:
+        """Open the pictures of a folder; returns the files beside them that are read, too."""
+        splits = arrange(files.pictures, self.source.dataset, self.notes)
+        used = set()
+        for name, pictures in splits.items():
+            pictures, found = annotate(files, pictures, self.notes)
+            used |= found.used
+            self._openers[name] = _PictureOpener(self.source, files.root, pictures, found.columns, self.streaming)
+        return used
 
 
 class library_errors:
@@ -159,17 +219,24 @@ class library_errors:
         disable_progress_bar()
 
     def __exit__(self, kind, error, trace):
+        from datasets.exceptions import DatasetGenerationError
+
         if isinstance(error, Exception) and not isinstance(error, UserError):
+            while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+                error = error.__cause__  # which says what is wrong
             here = Path(self.dataset).expanduser().exists()
             why = one_line(error) if here else _of_hub(error, self.dataset)
             raise UserError(f"data set {self.dataset!r} cannot be loaded: {why}") from error
 
 
 def _of_hub(error: Exception, dataset: str) -> str:
-    """Why a data set of the Hub cannot be had, and what would be right."""
+    """Why a data set of the Hub cannot be loaded, and what to do."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     text = " ".join(str(error).split())  # of the library's own errors the text is all that tells them apart
+    if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
+        return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it, or download the data set before."
     if "is a gated dataset" in text:
         return f"it is gated; ask for access on {constants.ENDPOINT}/datasets/{dataset}, and {LOG_IN}."
     if "doesn't exist on the Hub or cannot be accessed" in text:
@@ -181,6 +248,33 @@ def _of_hub(error: Exception, dataset: str) -> str:
     if is_passing(error) or status_of(error) is not None:
         return explained(error, LIMITS)
     return one_line(error)
+
+
+def _cut_off() -> bool:
+    """Whether the address of the Hub cannot be looked up here, where no proxy would do it."""
+    from huggingface_hub import constants
+
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(host, None)
+        return False
+    except OSError:
+        return True
+
+
+@contextlib.contextmanager
+def _offline():
+    """Let the libraries look into their caches alone: they would ask for minutes before they do."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = False
 
 
 def _asked_again(call: Callable):
@@ -201,93 +295,166 @@ def _hub_builder(source: Source):
     from datasets import load_dataset_builder
 
     name = source.dataset
+    if re.match(r"[a-z][a-z0-9+.-]*://", name):
+        raise UserError(f"data set {name!r} is an address; download it first and give the file or folder, or a Hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow"):
         raise UserError(f"data set {name!r} does not exist: no such file or folder.")
+    if _cut_off():
+        try:
+            with _offline():
+                return load_dataset_builder(name, source.config, revision=source.revision)
+        except Exception as error:
+            raise UserError(
+                f"data set {name!r} is no file or folder, and as a data set of the Hub not in the cache; the Hub "
+                f"cannot be reached from here: no network. Give a folder or file, or download it where there is one."
+            ) from error
     return _asked_again(lambda: load_dataset_builder(name, source.config, revision=source.revision))
 
 
-def _local_splits(path: Path, dataset: str, streaming: bool) -> dict[str, Callable]:
-    """What opens each split of a file or folder, by its name."""
+# ---- on this machine
+
+
+def _num_images(path: Path, source: Source) -> int:
+    """How many images a parquet or arrow file has; 0 for one that has none, or cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            file = pq.ParquetFile(path)
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+        else:
+            table = Dataset.from_file(str(path)).data
+            schema, rows = table.schema, table.num_rows
+        image_columns(Features.from_arrow_schema(schema), source)
+        return rows
+    except (OSError, ValueError, pa.ArrowException):
+        return 0
+
+
+class _Opener:
+    """Opens files of one kind as ``datasets`` reads them."""
+
+    def __init__(self, kind: str, paths: list[str], streaming: bool):
+        self.args, self.streaming = (kind, paths), streaming
+
+    def __call__(self):
+        return _load_files(*self.args, split="train", streaming=self.streaming)
+
+
+class _PictureOpener:
+    """Opens pictures that lie in files, with what is known of them, as a table."""
+
+    def __init__(self, source: Source, root: Path, pictures, columns: dict[str, list], streaming: bool):
+        self.source, self.root, self.pictures, self.streaming = source, root, pictures, streaming
+        self.columns = dict(columns)
+
+    def __call__(self):
+        from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
+
+        table = Dataset.from_dict(self.columns) if self.columns else None
+        features = Features(table.features if table else {})
+        own = None
+        if table is not None and "image" not in features:
+            _, own, _, _ = image_columns({**features, "image": Image()}, self.source, table)
+        columns = {"image": [str(self.root.absolute() / path) for path in self.pictures.paths]}
+        features = {"image": Image(), **{name: kind for name, kind in features.items() if name != "image"}}
+        columns |= {name: self.columns[name] for name in features if name != "image"}
+        if own is None and self.pictures.classes is not None:
+            names = sorted(set(self.pictures.classes))
+            ids = {name: number for number, name in enumerate(names)}
+            columns["label"] = [ids[name] for name in self.pictures.classes]
+            features["label"] = ClassLabel(names=names)
+        features = Features(features)
+        table = Dataset.from_dict(columns, features=features)
+        if not self.streaming:
+            return table
+        return IterableDataset.from_generator(_rows_of, features=features, gen_kwargs={"columns": columns})
+
+
+def _rows_of(columns: dict[str, list]):
+    for values in zip(*columns.values()):
+        yield dict(zip(columns, values))
+
+
+def _idx_arrays(pair) -> tuple[Arrays, str]:
+    images, labels, identity = read_idx([pair])
+    return Arrays(images, labels, None), identity
+
+
+def _cifar_arrays(paths: list[Path]) -> tuple[Arrays, str]:
+    return read_cifar(paths), _state(paths)
+
+
+def _state(paths: list[Path]) -> str:
+    return repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
+
+
+def _array_splits(paths: list[Path]) -> dict[str, Callable]:
+    """The splits of array files: those that their keys name, or that the names of several files do."""
+    if len(paths) == 1:
+        found = read_arrays(paths[0])
+        return {split: lambda arrays=arrays: (arrays, _state(paths)) for split, arrays in found.items()}
+
+    def opener(chosen: list[Path]) -> Callable:
+        return lambda: (_concatenated([one for path in chosen for one in read_arrays(path).values()]), _state(chosen))
+
+    return {split: opener(chosen) for split, chosen in _files_of_splits(paths).items()}
+
+
+def _concatenated(parts: list[Arrays]) -> Arrays:
+    if len({part.images.shape[1:] for part in parts}) > 1 or len({part.labels is None for part in parts}) > 1:
+        raise UserError("its arrays have several sizes, or only some have labels; give them as several data sets.")
+    labels = None if parts[0].labels is None else np.concatenate([part.labels for part in parts])
+    return Arrays(np.concatenate([part.images for part in parts]), labels, parts[0].names)
+
+
+def _joined(parts: list[tuple[Arrays, str]], source: Source):
+    """The images, labels, names and identity of several splits, one after the other."""
+    try:
+        arrays = parts[0][0] if len(parts) == 1 else _concatenated([arrays for arrays, _ in parts])
+    except UserError as error:
+        raise UserError(f"data set {source.dataset!r}: {error}") from None
+    return (*arrays, parts[0][1] if len(parts) == 1 else repr([identity for _, identity in parts]))
+
+
+def _innermost(folder: Path) -> Path:
+    """The first folder below ``folder`` that has something else than one folder in it."""
+    while True:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__"))]
+        if len(entries) != 1 or not entries[0].is_dir() or split_of(entries[0].name):
+            return folder
+        folder = entries[0]
+
+
+def _saved_splits(path: Path, streaming: bool) -> dict[str, Callable]:
+    """The splits of a folder that ``save_to_disk`` wrote."""
     from datasets import Dataset, load_from_disk
 
-    def opener(kind: str, **files) -> Callable:
-        return lambda: _load_files(kind, split="train", streaming=streaming, **files)
-
-    if path.is_file():
-        return {"train": opener(_file_format(path), data_files=str(path))}
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        saved = load_from_disk(str(path))
-        tables = {"train": saved} if isinstance(saved, Dataset) else dict(saved)
-        if streaming:
-            tables = {name: table.to_iterable_dataset(min(64, len(table))) for name, table in tables.items()}
-        return {name: lambda table=table: table for name, table in tables.items()}
-    for kind in ("parquet", "arrow"):
-        if files := sorted(str(file) for file in path.rglob(f"*.{kind}")):
-            return {name: opener(kind, data_files=chosen) for name, chosen in _files_of_splits(files).items()}
-    if not _has_images(path):
-        raise UserError(f"data set {dataset!r} has no images, no parquet, arrow or idx files in it.")
-    return {
-        name: lambda folder=folder: opener("imagefolder", data_dir=folder, data_files={"train": _image_files(folder)})()
-        for name, folder in _split_folders(path).items()
-    }
+    saved = load_from_disk(str(path))
+    tables = {"train": saved} if isinstance(saved, Dataset) else dict(saved)
+    if streaming:
+        tables = {name: table.to_iterable_dataset(min(64, len(table))) for name, table in tables.items()}
+    return {name: lambda table=table: table for name, table in tables.items()}
 
 
-def _split_folders(path: Path) -> dict[str, str]:
-    """The folders of the splits of an image folder: its own ones if all are called like splits, or else itself.
-
-    Raises:
-        UserError: where it cannot be told.
-    """
-    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))]
-    names = [folder.name for folder in folders if _has_images(folder)]
-    splits = {name: str(path / name) for name in SPLITS if name in names}
-    if "train" not in splits or len(splits) == 1 < len(names):
-        return {"train": str(path)}
-    if others := sorted(set(names) - set(splits)):
-        raise UserError(
-            f"folder {path} has {', '.join(splits)} like splits, but {', '.join(others[:5])} beside them: only folders "
-            f"of splits, or only folders of classes, would be right."
-        )
-    return splits
-
-
-def _has_images(path: Path) -> bool:
-    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*"))
-
-
-def _image_files(folder: str):
-    """All pictures in a folder, whatever the library would make of a "test" in their names, of archives, metadata."""
-    from datasets.data_files import DataFilesList
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    found = DataFilesList.from_patterns(["**"], base_path=folder)
-    suffixes = {*IMAGE_SUFFIXES, *ImageFolder.EXTENSIONS}
-    kept = [i for i, file in enumerate(found) if Path(file).suffix.lower() in suffixes]
-    return DataFilesList([found[i] for i in kept], [found.origin_metadata[i] for i in kept])
-
-
-def _load_files(kind: str, **options):
+def _load_files(kind: str, paths: list[str], **options):
     """``load_dataset`` of local files, without the request over the network by which it counts downloads."""
     from datasets import config, load_dataset
 
     counting, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
     try:
-        return load_dataset(kind, **options)
+        return load_dataset(kind, data_files=paths, **options)
     finally:
         config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
 
-def _files_of_splits(files: list[str]) -> dict[str, list[str]]:
-    """``files`` by the split that starts their names, 'train-00000-of-00001.parquet'; all are train where none does."""
-    found = {name: [] for name in SPLITS}
-    for file in files:
-        if match := re.match(r"(train|test|validation|valid|val)(?![a-z])", Path(file).name):
-            found[match[1]].append(file)
-    return {name: chosen for name, chosen in found.items() if chosen} or {"train": files}
-
-
-def _file_format(path: Path) -> str:
-    suffix = path.suffix.removeprefix(".")
-    if suffix not in ("parquet", "arrow"):
-        raise UserError(f"data set file {path} must end in .parquet, .arrow or {', '.join(IDX_SUFFIXES)}.")
-    return suffix
+def _files_of_splits(paths: list) -> dict[str, list]:
+    """``paths`` by the split that their names, or those of their folders, say; all are train where none does."""
+    found = {}
+    for path in paths:
+        names = [path.name.partition(".")[0], *(() if path.is_absolute() else reversed(path.parts[:-1]))]
+        found.setdefault(next((split for name in names if (split := split_of(name))), None), []).append(path)
+    known = {name: found[name] for name in ("train", "test", "validation") if name in found}
+    return known or {"train": list(paths)}

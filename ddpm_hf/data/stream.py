@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from ddpm_hf.data.arrays import ImageData
-from ddpm_hf.data.fit import Fitter, Fitting, Rule
-from ddpm_hf.data.sources import VALIDATION_SPLITS, Source, Splits, library_errors
+from ddpm_hf.data.fit import Fitter, Rule, Settings
+from ddpm_hf.data.folders import validation_names
+from ddpm_hf.data.sources import Splits, library_errors
 from ddpm_hf.data.streamed import StreamedSplit, UnknownLabel, fit_items
 from ddpm_hf.data.tables import ROWS_AT_ONCE
 from ddpm_hf.errors import UserError
+from ddpm_hf.source import Source
 
 HELD_OUT_EVERY = 20  # at most one image of so many is held out
 LONGEST_WAIT = 30  # seconds, for a connection that hangs when the program ends
@@ -68,6 +70,7 @@ class ImageStream:
 
     num_channels, num_classes, label_names, output_size, output_resize: as of ``ImageData``.
     fingerprint: text that changes with the data set's id, split, columns or number of files.
+    notes: lines on what is left out, and on what was read in a way that may surprise.
     skipped: a line for every image so far that could not be used.
 
     Args:
@@ -78,20 +81,19 @@ class ImageStream:
         self,
         split: StreamedSplit,
         share,
-        fitting: Fitting,
+        settings: Settings,
         rule: Rule,
         *,
         shuffle_buffer_size: int = 4096,
-        seed: int = 0,
         rank: int = 0,
     ):
-        self.split, self.fitting, self.rule = split, fitting, rule
-        self.shuffle_buffer_size, self.seed, self.rank = shuffle_buffer_size, seed, rank
+        self.split, self.settings, self.rule = split, settings, rule
+        self.shuffle_buffer_size, self.rank = shuffle_buffer_size, rank
         self.label_names, self.num_channels = split.label_names, rule.channels
         self.num_classes = None if split.label_names is None else len(split.label_names)
-        self.output_size = rule.shape or (fitting.sample_size, fitting.sample_size)
-        self.output_resize = rule.way == "area" and rule.shape is not None
-        self.source_names, self.skipped = (split.source.title,), []
+        self.output_size = rule.shape or (settings.sample_size, settings.sample_size)
+        self.output_resize = rule.output_resize
+        self.source_names, self.skipped, self.notes = (split.source.title,), [], tuple(split.notes)
         source, data = split.source, split.data
         told = repr(
             (source.config, source.revision, split.split, str(data.features), data.num_shards, split.label_names)
@@ -175,13 +177,15 @@ class ImageStream:
     def _read(self, start: Position) -> Block:
         rows, self._rows = self._rows or self._rows_from(start), None  # read anew from ``start`` after an error
         size, found, skipped, row, ends = self.shuffle_buffer_size, 0, [], start.row, 0
-        images = np.empty((size, self.num_channels, *(self.fitting.sample_size,) * 2), np.uint8)
+        images = np.empty((size, self.num_channels, *(self.settings.sample_size,) * 2), np.uint8)
         labels = np.empty(size, np.int64)
         while found < size:
             self._refuse_to_go_on(found, ends)
             where = f"{self.split.where} (read by process {self.rank} in epoch {self._share.epoch})"
             items = self.split.items(rows, min(size - found, ROWS_AT_ONCE), first=row, where=where)
-            kept, kept_labels, lines = fit_items(items, Fitter(where, self.fitting, self.rule))
+            kept, kept_labels, lines = fit_items(
+                items, Fitter(where, self.settings, self.rule), self.label_names is not None
+            )
             images[found : found + len(kept)] = kept
             labels[found : found + len(kept)] = kept_labels
             found, row, skipped = found + len(kept), row + len(items), skipped + lines
@@ -189,7 +193,7 @@ class ImageStream:
                 self._share.set_epoch(self._share.epoch + 1)
                 rows, row, ends = iter(self._share), 0, ends + 1
         self._rows = rows
-        order = np.random.default_rng((self.seed, self.rank, start.block, 1)).permutation(size)
+        order = np.random.default_rng((self.settings.seed, self.rank, start.block, 1)).permutation(size)
         end = Position(start.block + 1, row, self._share.state_dict())
         return Block(start, end, images[order], labels[order], skipped)
 
@@ -210,30 +214,16 @@ class ImageStream:
 
 
 def open_stream(
-    source: Source,
-    *,
-    sample_size: int = 32,
-    image_mode: str = "auto",
-    resize: str = "auto",
-    on_bad_image: str = "error",
-    max_images: int | None = None,
-    max_memory_gb: float = 4.0,
-    validation_split: str | None = "auto",
-    validation_images: int = 1000,
-    seed: int = 0,
-    cache: bool = True,
-    shuffle_buffer_size: int = 4096,
-    rank: int = 0,
-    num_processes: int = 1,
+    source: Source, *, shuffle_buffer_size: int = 4096, rank: int = 0, num_processes: int = 1, **settings
 ) -> tuple[ImageStream, ImageData | None]:
-    """The images to train on as a stream, and those to validate on in memory; settings as in ``TrainConfig``.
+    """The images to train on as a stream, and those to validate on in memory.
 
     Gray or color, and padded or cropped, is decided by the first images; later ones are brought to the same. Without
     another split to validate on, up to a twentieth of the images is held out: the first ones of every process's share.
-    ``max_images`` are the first ones of the shares, too. ``max_memory_gb`` and ``cache``, settings of ``open_data``,
-    change nothing here.
+    ``max_images`` are the first ones of the shares, too. ``max_memory_gb`` and ``cache`` change nothing here.
 
     Args:
+        settings: of ``Settings``.
         rank, num_processes: which of how many processes this is; each has a stream of its own share.
 
     Raises:
@@ -241,59 +231,58 @@ def open_stream(
     """
     from datasets.distributed import split_dataset_by_node
 
-    del max_memory_gb, cache
-    fitting = Fitting(sample_size, image_mode, resize, on_bad_image)
+    settings = Settings(**settings)
     splits = Splits(source, streaming=True)
-    split = StreamedSplit(splits, source.split, max_images)
-    rule, data, validation = split.rule(fitting), split.data, None
-    if validation_split is not None:
-        if validation_split != "auto":
-            source.refuse_to_validate_on(validation_split)
-        validation = _of_another_split(splits, split, validation_split, validation_images, fitting, rule)
+    split = StreamedSplit(splits, source.split, settings.max_images)
+    rule, data, validation = split.rule(settings), split.data, None
+    if settings.validation_split is not None:
+        if settings.validation_split != "auto":
+            source.refuse_to_validate_on(settings.validation_split)
+        validation = _of_another_split(splits, split, settings, rule)
         if validation is None:
-            count = _num_held_out(split, splits.num_images(source.split), max_images, validation_images)
+            count = _num_held_out(split, splits.num_images(source.split), settings)
             # the library deals out the first n of all and the rest alike: together they are every share, once
             held = [split_dataset_by_node(data.take(count), i, num_processes) for i in range(num_processes)]
-            data, validation = data.skip(count), _validation(split, held if count else [], fitting, rule)
+            data, validation = data.skip(count), _validation(split, held if count else [], settings, rule)
     share = split_dataset_by_node(data, rank, num_processes)
-    settings = {"shuffle_buffer_size": shuffle_buffer_size, "seed": seed, "rank": rank}
-    return ImageStream(split, share, fitting, rule, **settings), validation
+    return ImageStream(split, share, settings, rule, shuffle_buffer_size=shuffle_buffer_size, rank=rank), validation
 
 
-def _of_another_split(splits: Splits, trained: StreamedSplit, split: str, most: int, fitting, rule) -> ImageData | None:
-    names = [name for name in VALIDATION_SPLITS if name in splits.names and name not in trained.source.split_names]
-    for name in names if split == "auto" else [split]:
+def _of_another_split(splits: Splits, trained: StreamedSplit, settings: Settings, rule: Rule) -> ImageData | None:
+    split = settings.validation_split
+    for name in validation_names(splits.names, trained.source.split_names) if split == "auto" else [split]:
         other = StreamedSplit(splits, name, trained=trained)
         try:
-            return _validation(other, [other.data.take(most)], fitting, rule)
+            return _validation(other, [other.data.take(settings.validation_images)], settings, rule)
         except UnknownLabel:  # contests keep the labels of a test split, as -1
             if split != "auto":
                 raise
     return None
 
 
-def _num_held_out(split: StreamedSplit, told: int | None, max_images: int | None, most: int) -> int:
+def _num_held_out(split: StreamedSplit, told: int | None, settings: Settings) -> int:
     """Where the Hub does not tell how many images there are, as many are counted as it takes."""
+    most = settings.validation_images
     if told is None:
         with library_errors(split.source.dataset):
             told = sum(1 for _ in split.data.take(most * HELD_OUT_EVERY))
-    return min(most, min(told, max_images or told) // HELD_OUT_EVERY)
+    return min(most, min(told, settings.max_images or told) // HELD_OUT_EVERY)
 
 
-def _validation(split: StreamedSplit, shares: list, fitting: Fitting, rule: Rule) -> ImageData | None:
+def _validation(split: StreamedSplit, shares: list, settings: Settings, rule: Rule) -> ImageData | None:
     """All images of ``shares`` of ``split``, fitted; None if there are none."""
     items = []
     for share in shares:
         items += split.items(iter(share), first=len(items))
-    images, labels, skipped = fit_items(items, Fitter(split.where, fitting, rule))
+    images, labels, skipped = fit_items(items, Fitter(split.where, settings, rule), split.label_names is not None)
     if not len(images):
         return None
     return ImageData(
         images,
         None if split.label_names is None else labels,
         split.label_names,
-        rule.shape or (fitting.sample_size, fitting.sample_size),
-        output_resize=rule.way == "area" and rule.shape is not None,
+        rule.shape or (settings.sample_size, settings.sample_size),
+        output_resize=rule.output_resize,
         sizes=(len(images),),
         source_names=(split.source.title,),
         skipped=tuple(skipped),

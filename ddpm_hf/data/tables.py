@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +23,19 @@ class Encoded(NamedTuple):
 class Table:
     """Rows of one split.
 
-    labels: int64 (N,), or None. names: class names in the order of the labels, or None. identity: text that changes
-    when the rows do. where: how messages call it.
+    labels: int64 (N,), -1 where a row has none, or None. names: class names in the order of the labels, or None.
+    captions: a text for each row, "" where it has none, or None. identity: text that changes when the rows do. where:
+    how messages call it. note: what could be the labels, where that is not clear.
     """
 
-    def __init__(self, source, split: str, count: int, labels, names, identity: str):
+    def __init__(self, source, split: str, count: int, labels, names, identity: str, captions: list[str] | None = None):
         self.source, self.split, self.count, self.identity = source, split, count, identity
         self.where = f"data set {source.dataset!r}"
         if not count:
             raise UserError(f"{self.where} has no images in split {split!r}.")
-        self.labels, self.names = labels, names
+        if labels is not None and labels.max() < 0:  # as contests give the labels of what is to be predicted
+            labels = names = None
+        self.labels, self.names, self.captions, self.note = labels, names, captions, None
 
     def __len__(self) -> int:
         return self.count
@@ -47,18 +51,28 @@ class Table:
         """Text that changes when files do that the rows only point to."""
         return ""
 
-    def check_labels(self):
-        """Raise a UserError for a label below 0."""
-        if self.labels is not None and self.labels.min() < 0:
-            row = int(self.labels.argmin())
-            raise UserError(f"row {row} of {self.where} has the label {self.labels[row]}; labels count from 0.")
+    def usable_rows(self, skip: bool) -> tuple[np.ndarray, list[str]]:
+        """All rows, or, where others have a label, those with a label, and a line on the rest.
+
+        Raises:
+            UserError: for a row without a label where others have one, unless such are to be skipped.
+        """
+        rows = np.arange(self.count)
+        if self.labels is None or self.labels.min() >= 0:
+            return rows, []
+        missing = np.flatnonzero(self.labels < 0)
+        if not skip:
+            raise UserError(
+                f"row {missing[0]} of {self.where} has no label; on_bad_image: skip leaves such images out."
+            )
+        return np.setdiff1d(rows, missing), [f"{len(missing):,} images of {self.where} without a label are left out"]
 
 
 class ArrayTable(Table):
-    """Images that are an array already: uint8 (N, H, W), all of one size and gray."""
+    """Images that are an array already: (N, H, W) or (N, H, W, C), all of one size."""
 
-    def __init__(self, source, split: str, images: np.ndarray, labels, identity: str):
-        super().__init__(source, split, len(images), labels, None, identity)
+    def __init__(self, source, split: str, images: np.ndarray, labels, names, identity: str):
+        super().__init__(source, split, len(images), labels, names, identity)
         self.images = images
 
 
@@ -66,13 +80,16 @@ class EncodedTable(Table):
     """Images in the files that a ``datasets.Dataset`` holds or points to."""
 
     def __init__(self, source, split: str, table):
-        self.column, label_column = image_columns(table.features, source)
+        self.column, label_column, caption_column, note = image_columns(table.features, source, table)
         labels, names = (
             label_values(table, label_column, source.dataset) if label_column and len(table) else (None, None)
         )
-        super().__init__(source, split, len(table), labels, names, f"{table._fingerprint} {self.column}")
+        captions = [text or "" for text in table[caption_column]] if caption_column else None
+        identity = f"{table._fingerprint} {self.column}"
+        super().__init__(source, split, len(table), labels, names, identity, captions)
+        self.note = note
         # as arrow: rows are neither decoded nor made Python objects before they are asked for
-        self.table = table.select_columns(self.column).with_format("arrow")
+        self.table = as_images(table.select_columns(self.column), self.column).with_format("arrow")
 
     def files_state(self) -> str:
         """The sizes and times of the files, as a hash: there may be millions."""
@@ -80,7 +97,7 @@ class EncodedTable(Table):
         for chunk in self.table.data.column(self.column).chunks:  # of all rows that lie below: those chosen are of them
             fields = dict(zip((field.name for field in chunk.type), chunk.flatten()))
             for path in fields["path"].filter(fields["bytes"].is_null()).to_pylist():
-                state.update(_file_state(path).encode())
+                state.update(_file_state(located(path, self.source)).encode())
         return state.hexdigest()
 
     def encoded(self, rows: np.ndarray) -> Iterator[tuple[int, Encoded]]:
@@ -92,7 +109,30 @@ class EncodedTable(Table):
         images = (image for batch in batches for image in encoded_images(batch[self.column]))
         for row, image in zip(rows if few else range(self.count), images):
             if wanted[row]:
-                yield int(row), image
+                yield int(row), image if image.bytes is not None else Encoded(None, located(image.path, self.source))
+
+
+def located(path: str | None, source) -> str | None:
+    """A path of a table's, which may be relative to the folder of the data set."""
+    if path is None or os.path.isabs(path) or "://" in path:
+        return path
+    root = Path(source.dataset).expanduser()
+    return str((root if root.is_dir() else root.parent) / path)
+
+
+def as_images(table, column: str):
+    """``table``, or a stream, with images, undecoded, in ``column``: whatever held the bytes or paths of files."""
+    from datasets import Features, Image
+
+    kind = table.features[column]
+    if isinstance(kind, dict) and set(kind) != {"bytes", "path"}:  # in another order, or with more fields
+
+        def plain(values):
+            return {column: [v and {"bytes": v["bytes"], "path": v.get("path")} for v in values]}
+
+        features = Features({**table.features, column: Image(decode=False)})
+        return table.map(plain, batched=True, input_columns=column, features=features)
+    return table.cast_column(column, Image(decode=False))
 
 
 def _file_state(path: str | None) -> str:
@@ -114,8 +154,31 @@ def encoded_images(column) -> Iterator[Encoded]:
 # ---- columns
 
 
-def image_columns(features, source) -> tuple[str, str | None]:
-    """The names of the image column and, where there is one, of the label column.
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "png",
+    "jpg",
+    "jpeg",
+    "webp",
+    "pixels",
+    "images",
+    "file_name",
+    "path",
+)
+LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "class_name", "label_name")
+CAPTION_NAMES = ("text", "caption", "captions", "txt", "prompt", "description")
+MOST_CLASSES = 0.5  # of the rows: a column with more different values names rows, not classes
+MOST_ROWS = 100_000  # that are looked at
+
+
+def image_columns(features, source, table=None) -> tuple[str, str | None, str | None, str | None]:
+    """The names of the image, label and caption columns, and a line where several columns could be the labels.
+
+    Args:
+        table: the rows, where they are at hand: a column that is not called like labels can be told by them.
 
     Raises:
         UserError: if there is no image column, or none of the name that ``source`` gives.
@@ -123,18 +186,63 @@ def image_columns(features, source) -> tuple[str, str | None]:
     from datasets import ClassLabel, Image, Value
 
     where = f"data set {source.dataset!r}"
-    image_column = source.image_column or _column_of_type(features, Image)
-    if image_column is None:
-        raise UserError(f"{where} has no images: its columns are {', '.join(features) or 'none'}.")
-    for column in filter(None, (image_column, source.label_column)):
+    named = (source.image_column, source.label_column, source.caption_column)
+    for column in filter(None, named):
         if column not in features:
             raise UserError(f"{where} has no column {column!r}; {nearest(column, features)}")
-    if not isinstance(features[image_column], Image):
+    holds = {name for name, kind in features.items() if isinstance(kind, Image) or _may_hold_images(kind)}
+    image_column = source.image_column or _column_of_type(features, Image) or _named(holds, IMAGE_NAMES)
+    if image_column is None:
+        kinds = [name for name in holds if not _is_text(features[name])]
+        image_column = kinds[0] if len(kinds) == 1 else None
+    if image_column is None:
+        raise UserError(f"{where} has no images: its columns are {', '.join(features) or 'none'}.")
+    if image_column not in holds:
         raise UserError(f"column {image_column!r} of {where} does not hold images.")
+    texts = {name for name, kind in features.items() if _is_text(kind) and name not in named[:2]}
+    caption_column = source.caption_column or _named(texts, CAPTION_NAMES)
+    if caption_column and not _is_text(features[caption_column]):
+        raise UserError(f"column {caption_column!r} of {where} does not hold texts.")
     label_column = source.label_column or _column_of_type(features, ClassLabel)
-    if label_column is None and isinstance(features.get("label"), Value):
-        label_column = "label"
-    return image_column, label_column
+    plain = {name for name, kind in features.items() if isinstance(kind, Value)} - {image_column, caption_column}
+    label_column = label_column or _named(plain, LABEL_NAMES)
+    if label_column or table is None:
+        return image_column, label_column, caption_column, None
+    likely = [name for name in features if name in plain and _looks_like_labels(table, name)]
+    if len(likely) == 1:
+        return image_column, likely[0], caption_column, None
+    note = f"columns {', '.join(likely)} of {where} could be labels: label_column names the one" if likely else None
+    return image_column, None, caption_column, note
+
+
+def _named(columns: set[str], names: tuple[str, ...]) -> str | None:
+    """The column of the first of ``names`` that there is, in any case."""
+    by_name = {column.lower(): column for column in sorted(columns)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _is_text(kind) -> bool:
+    from datasets import Value
+
+    return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+
+
+def _may_hold_images(kind) -> bool:
+    from datasets import Value
+
+    if isinstance(kind, dict):
+        return {"binary", "large_binary", "null"} & {getattr(kind.get("bytes"), "dtype", None)} != set()
+    return isinstance(kind, Value) and kind.dtype in ("binary", "large_binary", "string", "large_string")
+
+
+def _looks_like_labels(table, column: str) -> bool:
+    """Whether a column has few different whole numbers or texts."""
+    if not table.features[column].dtype.startswith(("int", "uint", "string", "large_string", "bool")):
+        return False
+    if column.lower() in ("id", "index", "idx", "__key__", "__url__", "width", "height", "size"):
+        return False
+    values = table.with_format("arrow")[column][:MOST_ROWS]
+    return 2 <= len(values.unique()) <= MOST_CLASSES * len(values) and not values.null_count
 
 
 def _column_of_type(features, kind) -> str | None:
@@ -142,10 +250,10 @@ def _column_of_type(features, kind) -> str | None:
 
 
 def label_values(table, column: str, dataset: str) -> tuple[np.ndarray, list[str]]:
-    """Labels int64 (N,) and the names of their classes: plain numbers and texts are numbered in their order.
+    """Labels int64 (N,), -1 for none, and the names of their classes: plain numbers and texts in their order.
 
     Raises:
-        UserError: if the column holds something else, or nothing in one of its rows.
+        UserError: if the column holds something else.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -154,15 +262,13 @@ def label_values(table, column: str, dataset: str) -> tuple[np.ndarray, list[str
     feature = table.features[column]
     kind = feature.dtype if isinstance(feature, Value) else ""
     if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string", "bool")):
-        raise UserError(f"column {column!r} holds no labels: whole numbers or names would be right.")
+        raise UserError(f"column {column!r} of data set {dataset!r} holds no labels; expected whole numbers or names.")
     values = table.with_format("arrow")[column]
     values = values[:] if not hasattr(values, "null_count") else values
-    if values.null_count:
-        row = pc.index(values.is_null(), True).as_py()
-        raise UserError(f"row {row} of data set {dataset!r} has no label in column {column!r}.")
     if isinstance(feature, ClassLabel):
-        return values.to_numpy().astype(np.int64), list(feature.names)
-    # numbered in order: a label of 1,000,000 must not make a million classes
-    found = sorted(pc.unique(values).to_pylist())
-    labels = pc.index_in(values, value_set=pa.array(found, type=values.type)).to_numpy()
+        return values.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
+    # numbered in order: a label of 1,000,000 must not make a million classes; nothing, "" and below 0 are no label
+    found = sorted(value for value in pc.unique(values).to_pylist() if value is not None and value != "")
+    found = [value for value in found if isinstance(value, str) or value >= 0]
+    labels = pc.index_in(values, value_set=pa.array(found, type=values.type)).fill_null(-1).to_numpy()
     return labels.astype(np.int64), [str(name) for name in found]

@@ -11,7 +11,6 @@ _HOME_OF = {
     "deploy_space": "space",
     "export_pipeline": "export",
     "fetch_newest_samples": "fetching",
-    "is_replaceable": "export",
     "load_allowed": "trusted",
     "load_pipeline": "loading",
     "public_name": "loading",

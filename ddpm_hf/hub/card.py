@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.hub.contents import Contents, without_paths
-from ddpm_hf.hub.evaluations import is_finite
+from ddpm_hf.evaluation.report_schema import TITLES, EvaluationReport
+from ddpm_hf.hub.run_files import RunFiles, without_paths
+from ddpm_hf.reading import is_finite, parse_yaml
+from ddpm_hf.run import Facts
 
 HERE = Path(__file__).resolve()
 # the checkout's; a wheel has it beside this file
 TEMPLATE = (
     HERE.with_name("model_card.md") if HERE.with_name("model_card.md").exists() else HERE.parents[2] / "model_card.md"
 )
-# how the card samples: the defaults of ``sample``, in diffusers' terms (ddpm_hf.samplers, which torch comes with)
+# how the card samples where the model has no sampling of its own: the default sampler and steps, in diffusers' terms
+# (ddpm_hf.samplers, which torch comes with), and guidance at all timesteps, as the code of such models has no interval
 STEPS, GUIDANCE = 20, 1.5
 SAMPLER = {
     "timestep_spacing": "trailing",
@@ -22,17 +25,9 @@ SAMPLER = {
     "thresholding": True,
     "sample_max_value": 1.0,
 }
+FACTS = ("mode", "device", "settings_from", "code")  # texts that the card shows
 MOST_IN_ROW = 4  # grids of the run's course
 TAGS = ["diffusers", "ddpm", "ddpm_hf"]
-# name in a report -> (type of the metric, its name)
-METRICS = {
-    "fid": ("fid", "FID"),
-    "kid": ("kid", "KID"),
-    "precision": ("precision", "Precision"),
-    "recall": ("recall", "Recall"),
-    "inception_score": ("inception_score", "Inception score"),
-    "label_accuracy": ("accuracy", "Label accuracy"),
-}
 SETTINGS = (  # of config.yaml, that the card shows
     *(
         "model",
@@ -40,6 +35,7 @@ SETTINGS = (  # of config.yaml, that the card shows
         "layers_per_block",
         "attention_levels",
         "num_attention_heads",
+        "patch_size",
         "residual",
         "dropout",
     ),
@@ -56,7 +52,7 @@ ONLY_WITH = {  # setting -> the other one, and its value, without which it does 
 }
 
 
-def card_values(contents: Contents, license: str | None = None, dataset_license: str | None = None) -> dict[str, Any]:
+def card_values(contents: RunFiles, license: str | None = None, dataset_license: str | None = None) -> dict[str, Any]:
     """What the template is filled with, besides the repository's name; JSON can hold it.
 
     Args:
@@ -64,7 +60,7 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         license: identifier of the weights' licence, such as apache-2.0; None leaves it to the owner.
         dataset_license: of images whose licence the Hub does not know.
     """
-    unet, index, settings = contents.unet, contents.index, contents.settings
+    unet, index, settings, facts = contents.unet, contents.index, contents.settings, contents.facts
     sides = unet.get("sample_size")
     height, width = (sides, sides) if isinstance(sides, int) else sides or (None, None)
     labels = index.get("id2label")
@@ -84,23 +80,38 @@ def card_values(contents: Contents, license: str | None = None, dataset_license:
         "classes_asked": _arguments(class_labels=_some_labels(num_classes), guidance_scale=GUIDANCE)
         if num_classes is not None
         else [],
+        "own": _own_sampling(index),
         "steps": min(STEPS, timesteps) if isinstance(timesteps, int) else STEPS,
         "default_steps": STEPS,
+        "guidance": GUIDANCE,
         "sampler": _arguments(**SAMPLER),
         "parameters": contents.parameters,
         "num_train_timesteps": timesteps,
         "prediction_type": contents.scheduler.get("prediction_type", "epsilon"),
-        "data": [{"id": name} for name in _lines(contents.facts.get("Hub data sets"))],
-        "local_data": [without_paths(name) for name in _local_data(settings, contents.facts)],
+        "data": [{"id": name} for name in facts.hub_datasets],
+        "local_data": [without_paths(name) for name in _local_data(settings, facts.hub_datasets)],
         "settings": _shown_settings(settings),
-        "metrics": {name: value for name, value in contents.metrics.items() if isinstance(value, (int, float))},
-        "hours": _hours(contents.facts.get("Wall time")),
-        "facts": {name: without_paths(str(value)) for name, value in contents.facts.items()},
-        "evaluation": _evaluation(contents.evaluation),
+        "metrics": {name: value for name, value in contents.metrics.items() if is_finite(value)},
+        "has_facts": facts != Facts(),
+        "hours": facts.wall_seconds and facts.wall_seconds / 3600,
+        "facts": {name: without_paths(getattr(facts, name) or "") for name in FACTS} | {"images": facts.images},
+        "evaluation": _evaluation(contents.evaluation) if contents.evaluation else {},
         "grids": contents.grids(),
         "progress": _progress(contents.grids()),
         "figures": [name for name in contents.files if name.endswith(".png") and "/" not in name],
     }
+
+
+def _own_sampling(index: dict) -> dict:
+    """Steps, guidance and interval that the model takes by itself; {} of one that has none of its own."""
+    steps, scale, interval = (
+        index.get(name) for name in ("num_inference_steps", "guidance_scale", "guidance_interval")
+    )
+    if not isinstance(steps, int):
+        return {}
+    scale = scale if is_finite(scale) and scale != 1 else None
+    known = isinstance(interval, list) and len(interval) == 2 and all(map(is_finite, interval))
+    return {"steps": steps, "guidance_scale": scale, "guidance_interval": interval if scale and known else None}
 
 
 def _progress(grids: list[str]) -> list[tuple[str, int]]:
@@ -137,23 +148,40 @@ def _place_of_label(item: tuple[str, Any]) -> tuple:
     return (0, int(label), "") if label.isdecimal() else (1, 0, label)
 
 
+def writer_of_readme(values: dict[str, Any], own: str | None, present: str | None = None) -> str:
+    """Whose README.md a repository is to have: that of the "folder", of the "repository", or the "card".
+
+    What somebody has written stays, that of the folder before that of the repository. A card of ours in the folder is
+    written anew for its repository where the facts of its run are beside it: without, it would say less.
+
+    Args:
+        values: of ``card_values``.
+        own, present: the README.md in the folder and in the repository, None where there is none.
+    """
+    if own is not None and not (values["has_facts"] and is_ours(own)):
+        return "folder"
+    return "card" if present is None or is_ours(present) else "repository"
+
+
 def is_ours(text: str) -> bool:
     """Whether a README.md is a card as we wrote it, or has metadata only: nobody's words are lost with it."""
+    return is_sealed(text) or not re.sub(r"\A\s*---\r?\n.*?\n---\s*(\n|\Z)", "", text, flags=re.DOTALL).strip()
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a README.md is a card as we wrote it."""
     body, _, seal = text.rstrip().rpartition("\n")
-    if seal == _seal(body):
-        return True
-    return not re.sub(r"\A\s*---\r?\n.*?\n---\s*(\n|\Z)", "", text, flags=re.DOTALL).strip()
+    return seal == _seal(body)
 
 
 def given_in(text: str | None) -> dict[str, Any]:
     """What the owner of a repository says in the metadata of its README.md, and a new card keeps: licence and base."""
-    from huggingface_hub import ModelCard
-
-    if not (text or "").lstrip().startswith("---"):
-        return {}
+    found = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---(\r|\n|$)", text or "", re.DOTALL)
     try:
-        data = ModelCard(text, ignore_metadata_errors=True).data
+        data = parse_yaml(found[1]) if found else None
     except ValueError:
+        data = None
+    if not isinstance(data, dict):
         return {}
     license, base = data.get("license"), data.get("base_model")
     base = base if isinstance(base, str) or (isinstance(base, list) and all(isinstance(b, str) for b in base)) else None
@@ -202,22 +230,22 @@ def render_card(values: dict[str, Any], repo_id: str) -> str:
 def _eval_results(values: dict) -> list:
     from huggingface_hub import EvalResult
 
-    protocol, data = values["evaluation"]["protocol"], values["data"]
-    name = str(protocol.get("dataset", "unknown"))
-    # a data set that is not on the Hub has no identifier; its name stands for it
-    dataset = next((entry["id"] for entry in data if entry["id"].split("/")[-1] == name), name)
-    how = f"{protocol.get('features', '?')} features, {protocol.get('num_images', 0):,} images"
+    evaluation, data = values["evaluation"], values["data"]
+    protocol = evaluation["protocol"]
+    name = protocol.get("dataset", "unknown")
+    how = f"{protocol['features']} features, {protocol['num_images']:,} images"
     return [
         EvalResult(
             task_type="unconditional-image-generation",
-            dataset_type=dataset,
+            # a data set that is not on the Hub has no identifier; its name stands for it
+            dataset_type=next((entry["id"] for entry in data if entry["id"].split("/")[-1] == name), name),
             dataset_name=name,
             dataset_split=_reference_split(protocol),
-            metric_type=METRICS[metric][0],
-            metric_name=f"{METRICS[metric][1]} ({how})",
-            metric_value=round(row["value"], 6),
+            metric_type=TITLES[row["name"]].hub_type,
+            metric_name=f"{TITLES[row['name']].metric} ({how})",
+            metric_value=round(evaluation["scores"][row["name"]], 6),
         )
-        for metric, row in values["evaluation"]["rows"].items()
+        for row in evaluation["rows"]
     ]
 
 
@@ -227,40 +255,16 @@ def _reference_split(protocol: dict) -> str | None:
     return split if re.fullmatch(r"[\w\[\]:%+-]+", split) and split not in ("None", "auto") else None
 
 
-def _evaluation(report: dict) -> dict:
-    """Scores beside those of real images, and the protocol, of a report of ``evaluate``; {} if there is none."""
-    if not report:
-        return {}
-    scores, floor, memorisation = (
-        {name: value for name, value in report.get(part, {}).items() if is_finite(value)}
-        for part in ("scores", "floor", "memorisation")
-    )
-    rows = {
-        name: {"title": METRICS[name][1], "value": scores[name], "real": floor.get(name)}
-        for name in METRICS
-        if name in scores
-    }
-    protocol = {name: without_paths(v) if isinstance(v, str) else v for name, v in report["protocol"].items()}
-    rest = {"memorisation": memorisation, "findings": report.get("findings", [])}
+def _evaluation(report: EvaluationReport) -> dict:
+    """What the card shows of a report of ``evaluate``; {} if no score is known."""
+    rows = [row._asdict() for row in report.rows()]
+    protocol = {name: without_paths(v) if isinstance(v, str) else v for name, v in report.protocol.items()}
+    rest = report.model_dump(include={"scores", "memorisation", "findings"})
     return {"rows": rows, "protocol": protocol, **rest} if rows else {}
 
 
-def _hours(wall_time: str | None) -> float | None:
-    """Hours of a time such as '1 day, 2:03:04'."""
-    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", wall_time or "")
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return days * 24 + hours + minutes / 60 + seconds / 3600
-
-
-def _lines(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _local_data(settings: dict, facts: dict) -> list[str]:
+def _local_data(settings: dict, hub: list[str]) -> list[str]:
     """Names of data sets that are no Hub ids, as far as the settings tell."""
     sources = settings.get("datasets") or [settings.get("dataset")]
     names = [source.get("dataset") if isinstance(source, dict) else source for source in sources]
-    hub = _lines(facts.get("Hub data sets"))
     return [name for name in names if isinstance(name, str) and name not in hub]

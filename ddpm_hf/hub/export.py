@@ -4,8 +4,6 @@
 """
 
 import copy
-import hashlib
-import json
 import tempfile
 from pathlib import Path
 
@@ -13,15 +11,13 @@ import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ddpm_hf import pipeline as pipeline_module
-from ddpm_hf import scheduler as scheduler_module
-from ddpm_hf import unet as unet_module
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.ownership import PIPELINE, may_replace, replace_folder
+from ddpm_hf.pipeline import MyDDPMPipeline, write_pipeline
 
-OWN_CLASSES = ("MyUNet", "MyDDPMScheduler")
 WEIGHTS_KEY = "_weights"  # of model_index.json
-PIPELINE_OPTIONS = ("id2label", "output_height", "output_width", "output_resize")
+SAMPLING_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
+PIPELINE_OPTIONS = ("id2label", "output_height", "output_width", "output_resize", *SAMPLING_OPTIONS)
 
 
 def export_pipeline(
@@ -35,11 +31,10 @@ def export_pipeline(
 ) -> Path:
     """Write ``pipeline`` as a folder that loads with diffusers alone, from the folder or from the Hub.
 
-    Component files have the hash of their content in their names: diffusers puts the component files of all
-    repositories into one place, where same-named files of two versions would replace each other.
+    The files are those of ``pipeline.save_pretrained``; but here they replace an older export all at once.
 
     Args:
-        folder: created; an exported pipeline in its place is replaced as a whole.
+        folder: created; an exported pipeline in its place is replaced. Other files in it stay as they are.
         pipeline: the weights are written as safetensors.
         dtype: floating-point type of the stored weights; None keeps them as they are.
         fp16_variant: store float16 weights too, beside them, which ``from_pretrained(..., variant="fp16")`` takes.
@@ -47,28 +42,27 @@ def export_pipeline(
         weights: which of a run they are, in words (``weights_name``); None is what the pipeline was loaded with.
 
     Raises:
-        UserError: if something else than an exported pipeline is in its place. It is not touched.
+        UserError: if ``folder`` holds something else than an exported pipeline, or if the pipeline has classes that
+            nobody could load, or adapters that are not merged. Nothing in the folder changes.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not is_replaceable(folder):
+    if not may_replace(folder, PIPELINE):
         raise UserError(f"{folder} exists and is not an exported pipeline; choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         partial = Path(parent) / "new"
         try:
-            _write_pipeline(partial, pipeline, dtype, fp16_variant, max_shard_size)
-            _note_weights(partial / "model_index.json", weights or getattr(pipeline, "weights", None))
+            options = {"max_shard_size": max_shard_size}
+            write_pipeline(_copy_of(pipeline, weights, dtype), partial, **options)
+            if fp16_variant:
+                write_pipeline(_copy_of(pipeline, weights, torch.float16), partial, variant="fp16", **options)
         except Exception as error:  # safetensors and the system each raise their own for a full disk
             raise UserError(f"pipeline {folder.name} could not be written: {one_line(error)}") from error
-        if folder.exists():
-            folder.rename(Path(parent) / "old")  # deleted with ``parent``, when the new one is in place
-        partial.rename(folder)
+        try:
+            replace_folder(folder, partial, PIPELINE)
+        except OSError as error:  # as of Windows, where a program has a file of it open
+            raise UserError(f"pipeline {folder.name} could not be replaced: {one_line(error)}") from error
     return folder
-
-
-def is_ours(pipeline: DiffusionPipeline) -> bool:
-    """Whether it is a MyDDPMPipeline: the installed class, or that of the code which came with a model."""
-    return type(pipeline).__name__ == MyDDPMPipeline.__name__
 
 
 def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
@@ -85,71 +79,23 @@ def as_stock(pipeline: MyDDPMPipeline) -> DiffusionPipeline:
     return stock
 
 
-def is_replaceable(folder: Path) -> bool:
-    """Whether ``folder`` is empty, or an exported pipeline that is not a checkout."""
-    if not folder.is_dir():
-        return False
-    return not any(folder.iterdir()) or ((folder / "model_index.json").is_file() and not (folder / ".git").exists())
-
-
-def _write_pipeline(folder: Path, pipeline, dtype, fp16_variant: bool, max_shard_size: str | None):
-    shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    unet = pipeline.unet if dtype is None else _cast(pipeline.unet, dtype)
-    unet.save_pretrained(folder / "unet", safe_serialization=True, **shards)
-    if fp16_variant:
-        half = _cast(pipeline.unet, torch.float16)
-        half.save_pretrained(folder / "unet", safe_serialization=True, variant="fp16", **shards)
-    _forget_origin(folder / "unet" / "config.json")
-    pipeline.scheduler.save_pretrained(folder / "scheduler")
-    components = {
-        "_diffusers_version": diffusers.__version__,
-        "unet": _component(folder / "unet", pipeline.unet, unet_module),
-        "scheduler": _component(folder / "scheduler", pipeline.scheduler, scheduler_module),
-    }
-    if is_ours(pipeline):
-        index = {"_class_name": [_write_source(folder, pipeline_module), "MyDDPMPipeline"], **components}
-        index |= {name: pipeline.config.get(name) for name in PIPELINE_OPTIONS}
-    else:  # one of diffusers' own, which needs no code
-        index = {"_class_name": type(pipeline).__name__, **components}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 def weights_name(decay: float | str) -> str:
     """In words: the trained weights, ``decay`` "raw" or 0, or the average of that largest decay."""
     return "raw" if decay in ("raw", 0) else f"average, largest decay {decay}"
 
 
-def _note_weights(index_file: Path, weights: str | None):
-    """Keep which weights they are; diffusers passes over names that begin with an underscore."""
+def _copy_of(pipeline: DiffusionPipeline, weights: str | None, dtype: torch.dtype | None) -> DiffusionPipeline:
+    """The pipeline with other words for its weights, or with a copy of its network in ``dtype``, where they are given.
+
+    Module.to would warn of the table of timesteps, and diffusers' of parts that are to stay in float32.
+    """
+    other = copy.copy(pipeline)
     if weights is not None:
-        index = json.loads(index_file.read_text()) | {WEIGHTS_KEY: weights}
-        index_file.write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _forget_origin(config_file: Path):
-    """Drop the path that the weights were loaded from: it is nobody's business, and no longer true."""
-    config = json.loads(config_file.read_text())
-    config.pop("_name_or_path", None)
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _cast(unet: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    unet = copy.deepcopy(unet)
-    for tensor in [*unet.parameters(), *unet.buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-    return unet
-
-
-def _component(folder: Path, component, module) -> list[str]:
-    """The [module, class] entry of model_index.json, the module's source written beside the weights if it is ours."""
-    name = type(component).__name__
-    return [_write_source(folder, module), name] if name in OWN_CLASSES else ["diffusers", name]
-
-
-def _write_source(folder: Path, module) -> str:
-    """Copy a module's source into ``folder`` under a name that holds its hash; returns that name."""
-    source = Path(module.__file__).read_bytes()
-    name = f"{module.__name__.replace('.', '_')}_{hashlib.sha256(source).hexdigest()[:12]}"
-    (folder / f"{name}.py").write_bytes(source)
-    return name
+        other.weights = weights
+    if dtype is not None:
+        unet = copy.deepcopy(getattr(pipeline.unet, "_orig_mod", pipeline.unet))
+        for tensor in [*unet.parameters(), *unet.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        other.register_modules(unet=unet)
+    return other

@@ -3,17 +3,17 @@
 Code that comes with a model is fetched too, so that it can be read; nothing here runs it.
 """
 
-import json
 import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.retries import LOG_IN, Limits, again, explained, is_passing
+from ddpm_hf.hub.retries import LOG_IN, RetryLimits, again, explained, is_passing, look_at
+from ddpm_hf.reading import read_json
 
-LIMITS = Limits(silence=20.0)
-TOLD = ["evaluation.json", "metrics.jsonl"]  # what the app tells of a model
+LIMITS = RetryLimits(silence=20.0)
+TOLD = ["evaluation.json", "metrics.jsonl"]  # what the app shows about a model
 FETCHED = ["model_index.json", "unet/config.json", "scheduler/*.json", "*.py", "*/*.py", *TOLD]
 
 
@@ -33,7 +33,7 @@ def fetch(
     revision: str | None = None,
     token: str | None = None,
     variant: str | None = None,
-    limits: Limits = LIMITS,
+    limits: RetryLimits = LIMITS,
 ) -> Path:
     """The folder of the cache that holds a model: its name is the hash of the commit.
 
@@ -49,7 +49,7 @@ def fetch(
     Raises:
         UserError: if there is no such model, or it cannot be had.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     options = {"revision": revision, "allow_patterns": FETCHED + weight_files(variant)}
@@ -71,9 +71,8 @@ def fetch(
     if cached is not None and Path(cached).name == revision:
         return Path(cached)  # a commit never changes
     attempts = replace(limits, attempts=2) if cached else limits
-    ask = partial(HfApi(token=token).model_info, repo_id, revision=revision, timeout=limits.silence)
     try:
-        again(ask, attempts)  # a Hub that never answers is noticed here: what comes next has no time-out
+        again(partial(look_at, repo_id, revision, token, limits), attempts)  # what comes next has no time-out
         return Path(again(download, attempts))
     except OfflineModeIsEnabled:
         if cached is None:
@@ -87,7 +86,7 @@ def fetch(
     return Path(cached)
 
 
-def fetch_newest_samples(repo_id: str, commit: str, max_bytes: int, limits: Limits = LIMITS) -> bool:
+def fetch_newest_samples(repo_id: str, commit: str, max_bytes: int, limits: RetryLimits = LIMITS) -> bool:
     """Put the newest grid of ``samples/`` beside a model in the cache. False without one, or if it cannot be had now.
 
     Args:
@@ -114,7 +113,7 @@ def _is_whole(folder: Path, variant: str | None) -> bool:
     single, _, index = weight_files(variant)
     if (folder / index).is_file() and not (folder / single).is_file():
         try:
-            parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+            parts = read_json(folder / index)["weight_map"].values()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         names += {f"unet/{part}" for part in parts}
@@ -123,8 +122,8 @@ def _is_whole(folder: Path, variant: str | None) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def refusal(error: Exception, repo_id: str, revision: str | None, limits: Limits = LIMITS) -> UserError:
-    """One line of why a model cannot be had, and what would be right."""
+def refusal(error: Exception, repo_id: str, revision: str | None, limits: RetryLimits = LIMITS) -> UserError:
+    """One line: why a model cannot be loaded, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

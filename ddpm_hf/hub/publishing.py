@@ -5,30 +5,29 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.card import card_values, given_in, is_ours
-from ddpm_hf.hub.contents import (
+from ddpm_hf.errors import UserError, echo
+from ddpm_hf.hub.card import card_values, given_in
+from ddpm_hf.hub.outgoing import check_readme
+from ddpm_hf.hub.retries import USUAL, RetryLimits
+from ddpm_hf.hub.run_files import (
     STALE,
     TEXTS,
-    Contents,
-    contents_of,
+    RunFiles,
     is_from_us,
     is_private_run,
-    pipeline_in,
+    run_files_of,
     without_paths,
 )
-from ddpm_hf.hub.retries import USUAL, Limits
 from ddpm_hf.hub.upload import Upload, send
+from ddpm_hf.ownership import INDEX_ORDER, PIPELINE, is_our_index
+from ddpm_hf.reading import read_json, read_yaml
 
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
-LARGEST_TEXT = 16 * 2**20  # bytes of a file that is searched for tokens
 IMMUTABLE = ("*.safetensors", "*.png")  # files of a run that are written once
 
 
@@ -43,7 +42,7 @@ def push(
     license: str | None = None,
     dataset_license: str | None = None,
     step: int | None = None,
-    limits: Limits = USUAL,
+    limits: RetryLimits = USUAL,
     quiet: bool = False,
 ) -> str:
     """Upload a run, or an exported pipeline, in one commit, creating the repository if need be.
@@ -69,16 +68,17 @@ def push(
         The repository's address.
 
     Raises:
-        UserError: if the folder is no pipeline, holds a token, or the Hub refuses or cannot be reached. The repository
-            is then as it was before; one that was made for the push is there, and empty.
+        UserError: if the folder is no pipeline or holds a token, if a file is a link out of it or not what its name
+            says, if the tag or README.md is not one for the Hub, or if the Hub refuses or cannot be reached. The
+            repository is then as it was before; one that was made for the push is there, and empty.
     """
     refuse_bad_id(repo_id)
     if tag_only and not tag:
         raise UserError("what is pushed under its tag only needs one: give --tag.")
     folder = Path(folder)
-    contents = contents_of(folder, step)
+    contents = run_files_of(folder, step)
     for line in contents.said:
-        print(line, file=sys.stderr)
+        echo(line, error=True)
     private = is_private_run(folder) or None if private is None else private
     with tempfile.TemporaryDirectory(prefix="ddpm-hf-push-") as temporary:
         scratch = Path(temporary)
@@ -102,7 +102,7 @@ def refuse_bad_id(repo_id: str):
 
 
 def upload_of(
-    contents: Contents,
+    contents: RunFiles,
     repo_id: str,
     scratch: Path,
     *,
@@ -110,46 +110,39 @@ def upload_of(
     tag: str | None = None,
     license: str | None = None,
     dataset_license: str | None = None,
-    limits: Limits = USUAL,
+    limits: RetryLimits = USUAL,
 ) -> Upload:
     """The upload of ``contents``, without this machine's folders in its texts, which are written to ``scratch``.
 
-    A README.md that is a card of ours is written anew for its repository, where the facts of its run are beside it.
+    ``writer_of_readme`` decides later whether its card becomes README.md.
 
     Args:
         license, dataset_license: of the weights and of the images; None is what the run's settings say.
-
-    Raises:
-        UserError: if a file holds a token.
     """
     files = {name: str(path) for name, path in contents.files.items()}
     for name, path in contents.files.items():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in TEXTS):
             files[name] = str(_rewritten(path, scratch / name.replace("/", "-")))
-        _refuse_tokens(path)
-    card, before = None, _card_to_write(contents)
-    if before is not None:
-        settings = contents.settings
-        license = license or settings.get("hub_license") or given_in(before).get("license")
-        card = card_values(contents, license, dataset_license or settings.get("dataset_license"))
-        files.pop("README.md", None)
+    if not is_our_index(contents.index):  # what diffusers has saved: in our order, by which the next push knows it
+        first = {name: contents.index[name] for name in INDEX_ORDER if name in contents.index}
+        files[PIPELINE.index] = str(scratch / PIPELINE.index)
+        Path(files[PIPELINE.index]).write_text(json.dumps(first | contents.index, indent=2) + "\n", encoding="utf-8")
+    own = ""
+    if "README.md" in contents.files:
+        check_readme(contents.files["README.md"])
+        own = contents.files["README.md"].read_text(encoding="utf-8")
+    settings = contents.settings
+    license = license or settings.get("hub_license") or given_in(own).get("license")
+    card = card_values(contents, license, dataset_license or settings.get("dataset_license"))
     message = "Upload model" if contents.step is None else f"Upload model of step {contents.step:,}"
     return Upload(repo_id, files, message, stale=list(STALE), private=private, tag=tag, card=card, limits=limits)
 
 
-def _card_to_write(contents: Contents) -> str | None:
-    """The card that is to be written anew, "" where there is none yet; None where the README.md is to stay as it is."""
-    if "README.md" not in contents.files:
-        return ""
-    text = contents.files["README.md"].read_text(encoding="utf-8", errors="replace")
-    return text if contents.facts and is_ours(text) else None  # without the facts, it would say less than before
-
-
-def frozen_upload_of(contents: Contents, repo_id: str, scratch: Path, **options) -> Upload:
+def frozen_upload_of(contents: RunFiles, repo_id: str, scratch: Path, **options) -> Upload:
     """``upload_of``, from files that stay as they are; for a run may go on, and write to its own.
 
     Raises:
-        UserError: if a file holds a token, or one goes while it is read.
+        UserError: if a file goes while it is read.
     """
     try:
         return frozen(upload_of(contents, repo_id, scratch, **options), scratch / "files")
@@ -180,10 +173,9 @@ def frozen(upload: Upload, folder: Path) -> Upload:
 
 def _rewritten(path: Path, target: Path) -> Path:
     """A copy of a YAML or JSON file without this machine's folders; the file itself where it names none."""
-    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        values = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except ValueError:
         return path
     cleaned = _map_texts(values)
     if cleaned == values:
@@ -206,20 +198,13 @@ def _map_texts(value):
     return whole[1] if whole and " --" not in value else without_paths(value)
 
 
-def _refuse_tokens(path: Path):
-    if path.suffix in (".safetensors", ".png") or path.stat().st_size > LARGEST_TEXT:
-        return
-    if TOKEN.search(path.read_bytes()):
-        raise UserError(f"{path.name} holds what looks like a token of the Hub; take it out, then push again.")
-
-
-def _exported_again(contents: Contents, folder: Path, target: Path) -> Contents:
+def _exported_again(contents: RunFiles, folder: Path, target: Path) -> RunFiles:
     """``contents`` with the pipeline written anew: what diffusers' save_pretrained wrote does not load."""
     from ddpm_hf.hub.export import as_stock, export_pipeline
     from ddpm_hf.hub.loading import load_pipeline
 
-    export_pipeline(target, as_stock(load_pipeline(pipeline_in(folder))))
-    again = contents_of(target)
+    export_pipeline(target, as_stock(load_pipeline(folder)))
+    again = run_files_of(target)
     kept = {name: path for name, path in contents.files.items() if not re.match(r"(unet|scheduler)/|\w+\.py$", name)}
     return replace(
         contents, files={**kept, **again.files}, index=again.index, unet=again.unet, scheduler=again.scheduler

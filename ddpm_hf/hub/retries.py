@@ -1,4 +1,4 @@
-"""Calls to the Hub, made again where that can help, and told in one line where it cannot.
+"""Calls to the Hub, repeated where that can help; otherwise the error is one line.
 
 The client retries single requests of uploads itself, but not those that create a repository, ask for information,
 commit, or fetch a plain file. Everything here is called again as a whole, so it must find out by itself what has
@@ -6,6 +6,7 @@ arrived already.
 """
 
 import email.utils
+import json
 import random
 import re
 import sys
@@ -13,20 +14,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import quote
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_random_exponential
 
 from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.reading import parse_json
 
 T = TypeVar("T")
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 MOVED_ON = {409, 412}  # somebody committed in between: what to commit must be found out anew
+LARGEST_ANSWER = 64 * 2**20  # bytes
+NOT_A_HUB = "the answer is not one of the Hub; is there a proxy, or a page to log in to the network?"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token"
 
 
 @dataclass(frozen=True)
-class Limits:
+class RetryLimits:
     """How long to try. Times are in seconds.
 
     Args:
@@ -35,6 +40,7 @@ class Limits:
         patience: no call is begun that would have to wait longer than this after the first one began.
         first_wait: largest pause after the first failure; it doubles with every further one.
         longest_wait: largest pause that we choose ourselves.
+        answer: time-out of a whole answer, from the last bytes of the request.
     """
 
     silence: float = 60.0
@@ -42,12 +48,13 @@ class Limits:
     patience: float = 240.0
     first_wait: float = 1.0
     longest_wait: float = 30.0
+    answer: float = 300.0
 
 
-USUAL = Limits()
+USUAL = RetryLimits()
 
 
-def again(call: Callable[[], T], limits: Limits = USUAL, also: set[int] = frozenset()) -> T:
+def again(call: Callable[[], T], limits: RetryLimits = USUAL, also: set[int] = frozenset()) -> T:
     """Call until it returns, fails for good, or ``limits`` are reached; raises what the last call raised.
 
     Between the calls is a random pause that grows, or the one that the server asks for, plus a random part of the
@@ -70,6 +77,40 @@ def again(call: Callable[[], T], limits: Limits = USUAL, also: set[int] = frozen
     )(call)
 
 
+def look_at(repo_id: str, revision: str | None = None, token: str | None = None, limits: RetryLimits = USUAL):
+    """Ask for a model, and read no more of the answer, and for no longer, than one of the Hub takes.
+
+    What the client asks afterwards it reads whole, for as long as bytes come: a proxy or a page to log in is noticed
+    here.
+
+    Raises:
+        UserError: if the answer is no Hub's.
+        HFValidationError: if ``repo_id`` is no id.
+        HfHubHTTPError: if the Hub refuses; and what the HTTP library raises.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+
+    validate_repo_id(repo_id)
+    path = repo_id if revision is None else f"{repo_id}/revision/{quote(revision, safe='')}"
+    url, body, deadline = f"{constants.ENDPOINT}/api/models/{path}", bytearray(), time.monotonic() + limits.answer
+    headers = build_hf_headers(token=token)
+    with get_session().stream("GET", url, headers=headers, timeout=limits.silence) as response:
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > LARGEST_ANSWER:
+                raise UserError(f"{NOT_A_HUB} It is larger than {LARGEST_ANSWER // 2**20} MB.")
+            if time.monotonic() > deadline:
+                raise http_library().ReadTimeout(f"an answer was not whole after {limits.answer:.0f} s")
+        hf_raise_for_status(response)
+    try:
+        values = parse_json(body.decode())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not re.fullmatch(r"[0-9a-f]{40}", str(values.get("sha"))):
+        raise UserError(NOT_A_HUB)
+
+
 def is_passing(error: BaseException, also: set[int] = frozenset()) -> bool:
     """Whether the same call may succeed later: the server was busy, or the connection broke."""
     error = _cause(error)
@@ -86,12 +127,18 @@ def _cause(error: BaseException) -> BaseException:
 
 def is_cut(error: BaseException) -> bool:
     """Whether a connection could not be made, broke, or stayed silent."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    # the client's HTTP library has changed its name once; its errors are found through the class built on them
-    library = sys.modules[HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
-    cut = isinstance(error, (library.TransportError, ConnectionError))  # the latter are those of the Xet client
+    # ConnectionErrors are those of the Xet client
+    cut = isinstance(error, (http_library().TransportError, ConnectionError))
     return cut and not isinstance(error, OfflineModeIsEnabled)
+
+
+def http_library():
+    """The HTTP library of the client, which has changed its name once: it is that of the class its errors build on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return sys.modules[HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
 
 
 def status_of(error: BaseException) -> int | None:
@@ -132,8 +179,8 @@ def asked_to_wait(response) -> float | None:
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
-def explained(error: Exception, limits: Limits = USUAL) -> str:
-    """One line of why a call to the Hub failed, and what would be right."""
+def explained(error: Exception, limits: RetryLimits = USUAL) -> str:
+    """One line: why a call to the Hub failed, and what to do."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     error = _cause(error)
@@ -150,10 +197,12 @@ def explained(error: Exception, limits: Limits = USUAL) -> str:
         )
     if isinstance(error, (UserError, HFValidationError)):
         return one_line(error)
+    if isinstance(error, (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError)):
+        return NOT_A_HUB  # the client takes the shape of an answer for granted
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _of_status(error: Exception, status: int, limits: Limits) -> str:
+def _of_status(error: Exception, status: int, limits: RetryLimits) -> str:
     said = " ".join((getattr(error, "server_message", None) or "").split()).rstrip(".")
     said = f": {said}" if said else ""
     if without_reason(error):

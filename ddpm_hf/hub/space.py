@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import os
 import re
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,24 +13,27 @@ from pathlib import Path
 
 import yaml
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.contents import contents_of, is_private_run, read_object
+from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.fetching import FETCHED, LIMITS, TOLD, refusal, weight_files
+from ddpm_hf.hub.headers import Weight
+from ddpm_hf.hub.outgoing import refuse_links_out
 from ddpm_hf.hub.publishing import frozen_upload_of, refuse_bad_id
-from ddpm_hf.hub.retries import USUAL, Limits, again
-from ddpm_hf.hub.upload import Upload, send
+from ddpm_hf.hub.retries import USUAL, RetryLimits, again, look_at
+from ddpm_hf.hub.run_files import is_private_run, read_object, run_files_of
+from ddpm_hf.hub.upload import Upload, check_upload, send
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-OF_PACKAGE = (".py", ".jinja", ".css", ".html", ".js")
+OF_PACKAGE = ("*.py", "*/*.py", "*.jinja", *(f"ui/static/*.{kind}" for kind in ("css", "html", "js", "svg")))
 # What only training, data sets, evaluation and model cards need; what is not named here, a Space installs.
 NOT_OF_SPACE = {"datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity", "torchvision"}
 ZERO_GPU = {"hardware": "zero-a10g", "python": "3.12", "torch": "torch>=2.8,<2.12"}  # what ZeroGPU has
 FREE = "cpu-basic"
-# of a model that is not on the Hub: what is loaded, besides the weights, and what the page tells of it
+# of a model that is not on the Hub: what is loaded, besides the weights, and what the page shows about it
 OF_MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", *TOLD)
 IN_SPACE = "model"  # its folder
+MOST_PARTS = 100  # files of weights
 EXAMPLES = "data/fashion_mnist_tiny.parquet"  # pictures of the embedded model's classes
-STALE = ["ddpm_hf/*", f"{IN_SPACE}/*", "pretrained/*", EXAMPLES]
+MADE_WITH = "Made with ddpm_hf: `python -m ddpm_hf deploy-space"  # in the README.md of a Space that is deployed here
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def deploy_space(
     hardware: str | None = None,
     zero_gpu: bool = False,
     secrets: Sequence[str] = (),
-    limits: Limits = USUAL,
+    limits: RetryLimits = USUAL,
     quiet: bool = False,
 ) -> str:
     """Make a Space that shows a model, or bring one up to date; nothing is committed where nothing has changed.
@@ -107,7 +111,7 @@ def prepared_space(
     hardware: str | None = None,
     zero_gpu: bool = False,
     secrets: Sequence[str] = (),
-    limits: Limits = USUAL,
+    limits: RetryLimits = USUAL,
 ) -> Iterator[tuple[Upload, list[str]]]:
     """The upload that ``deploy_space`` sends, and lines of advice; its files exist as long as the context lasts."""
     refuse_bad_id(space_id)
@@ -126,7 +130,10 @@ def prepared_space(
             "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, revision=revision),
             "requirements.txt": space_requirements(zero_gpu),
         }
-        files = {"app.py": CHECKOUT / "app.py", **_package_files(), **shown.files}
+        package, left_out = _package_files()
+        own = {name: CHECKOUT / name for name in ("app.py", "README.md", "requirements.txt")}
+        refuse_links_out({**package, **own}, CHECKOUT)
+        files = {"app.py": own["app.py"], **package, **shown.files}
         for name, text in written.items():
             files[name] = Path(temporary) / name
             files[name].write_text(text, encoding="utf-8")
@@ -134,17 +141,18 @@ def prepared_space(
             space_id,
             {name: str(path) for name, path in sorted(files.items())},
             f"Show {shown.title}",
-            stale=STALE,
+            stale=_stale(),
             repo_type="space",
             private=private,
             space_sdk="gradio",
-            marker="ddpm_hf/__init__.py",
+            marker=("ddpm_hf/__init__.py", MADE_WITH),
             variables={"MODEL_ID": shown.model_id, "MODEL_REVISION": revision},
             secrets=values,
             hardware=hardware,
             limits=limits,
         )
-        yield upload, _advice(shown, values)
+        check_upload(upload, token)
+        yield upload, [*left_out, *_advice(shown, values)]
 
 
 # ---- the model
@@ -173,7 +181,7 @@ def _model_files(folder: Path, scratch: Path, where: str) -> tuple[dict[str, Pat
     """The files of a model, to be in ``where`` of the Space, and what is to be said of them."""
     from ddpm_hf.hub.loading import check_classes
 
-    contents = contents_of(folder)
+    contents = run_files_of(folder)
     check_classes(contents.index, folder)
     if not _matching(contents.files, weight_files()):
         raise UserError(f"model {folder} has no safetensors weights; a Space loads no others.")
@@ -186,21 +194,32 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    from ddpm_hf.hub.loading import check_classes
-
     api = HfApi(token=token)
     try:
+        again(lambda: look_at(repo_id, revision, token, LIMITS), LIMITS)
         info = again(lambda: api.model_info(repo_id, revision=revision, timeout=LIMITS.silence), LIMITS)
-        index = again(lambda: api.hf_hub_download(repo_id, "model_index.json", revision=info.sha), LIMITS)
+        files = [
+            Path(again(lambda name=name: api.hf_hub_download(repo_id, name, revision=info.sha), LIMITS))
+            for name in OF_MODEL[:3]
+        ]
+        names = _matching([sibling.rfilename for sibling in info.siblings], weight_files()[:2])
+        names = [name for name in names if name == weight_files()[0]] or names  # whole, or in parts
+        if not 0 < len(names) <= MOST_PARTS:
+            raise UserError(f"model {repo_id} has no safetensors weights, or too many; a Space loads no others.")
+        found = {}
+        for name in names:
+            header = again(
+                lambda name=name: api.parse_safetensors_file_metadata(repo_id, name, revision=info.sha), LIMITS
+            )
+            found |= {key: Weight(str(tensor.dtype), tuple(tensor.shape)) for key, tensor in header.tensors.items()}
     except HFValidationError:
         raise UserError(f"{repo_id!r} is neither a folder here nor a Hub id such as name/model.") from None
-    except EntryNotFoundError:
-        raise UserError(f"model {repo_id} has no model_index.json: it is not an exported pipeline.") from None
+    except EntryNotFoundError as error:
+        name = next((name for name in OF_MODEL if name in str(error)), "all files of a model")
+        raise UserError(f"model {repo_id} has no {name}: it is not an exported pipeline.") from None
     except Exception as error:
         raise refusal(error, repo_id, revision) from None
-    check_classes(read_object(Path(index), repo_id), repo_id)
-    if not _matching([sibling.rfilename for sibling in info.siblings], weight_files()):
-        raise UserError(f"model {repo_id} has no safetensors weights; a Space loads no others.")
+    _refuse_what_does_not_load(repo_id, files, found)
     data = (info.card_data or {}).get("datasets") or []
     return Shown(
         repo_id,
@@ -210,6 +229,24 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
         preload=repo_id if revision is None else _preloaded(info),
         datasets=[data] if isinstance(data, str) else list(data),
     )
+
+
+def _refuse_what_does_not_load(repo_id: str, files: Sequence[Path], found: dict[str, Weight]):
+    """Raise a UserError unless settings and weights of a model of the Hub go together, as ``load_pipeline`` would.
+
+    Args:
+        files: the model's index, and the settings of its network and of its scheduler.
+        found: its weights, by the headers of their files.
+    """
+    from ddpm_hf.hub.loading import check_classes, check_settings, check_weights, network_without_weights
+
+    index, network, process = (read_object(file, repo_id) for file in files)
+    unet_class, _ = check_classes(index, repo_id)
+    try:
+        check_settings(network, process)
+        check_weights(found, network_without_weights(unet_class, network))
+    except Exception as error:  # of any network that cannot be built
+        raise UserError(f"model {repo_id} cannot be loaded: {one_line(error)}") from None
 
 
 def _preloaded(info) -> str:
@@ -225,10 +262,39 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 # ---- the files
 
 
-def _package_files() -> dict[str, Path]:
-    package = CHECKOUT / "ddpm_hf"
-    paths = [path for path in package.rglob("*") if path.suffix in OF_PACKAGE and "__pycache__" not in path.parts]
-    return {path.relative_to(CHECKOUT).as_posix(): path for path in paths}
+def _package_files() -> tuple[dict[str, Path], list[str]]:
+    """The package's own files, and lines on files that look like them and are left out.
+
+    In a git repository these are the tracked files, so that local settings and notes stay where they are.
+    """
+    paths = (path for pattern in OF_PACKAGE for path in (CHECKOUT / "ddpm_hf").glob(pattern))
+    names = {path.relative_to(CHECKOUT).as_posix() for path in paths}
+    names = {name for name in names if not re.search(r"(^|/)[.]", name)}
+    tracked = _tracked("ddpm_hf")
+    left = sorted(names - tracked) if tracked else []
+    said = [f"left out, because git does not track them: {', '.join(left)}"] if left else []
+    return {name: CHECKOUT / name for name in sorted(names - set(left))}, said
+
+
+def _tracked(folder: str) -> set[str]:
+    """Files in a folder of the checkout that git tracks; none where the checkout is no git repository."""
+    if not (CHECKOUT / ".git").exists():
+        return set()
+    command = ["git", "ls-files", "-z", "--", folder]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return set(os.fsdecode(done.stdout).split("\0")) - {""}
+
+
+def _stale() -> list[str]:
+    """Patterns of what an earlier deployment put into a Space; other files there are its owner's."""
+    from ddpm_hf.hub.loading import EMBEDDED_MODEL
+
+    models = (IN_SPACE, EMBEDDED_MODEL.relative_to(CHECKOUT).as_posix())
+    of_models = [f"{folder}/{name}" for folder in models for name in (*OF_MODEL, *weight_files())]
+    return [*(f"ddpm_hf/*{suffix}" for suffix in OF_PACKAGE), *of_models, EXAMPLES]
 
 
 def space_requirements(zero_gpu: bool = False) -> str:
@@ -257,16 +323,16 @@ def space_card(
     if shown.datasets:
         front["datasets"] = shown.datasets
     what = f"[{shown.model_id}](https://huggingface.co/{shown.model_id})" if shown.on_hub else shown.title
-    command = [f"python -m ddpm_hf deploy-space --space-id {space_id}"]
+    options = [f"--space-id {space_id}"]
     if shown.model_id is not None:
-        command += [f"--model {shown.model_id if shown.on_hub else 'FOLDER'}"]
-    command += [f"--revision {revision}"] * (revision is not None)
-    command += ["--zero-gpu"] * zero_gpu
+        options += [f"--model {shown.model_id if shown.on_hub else 'FOLDER'}"]
+    options += [f"--revision {revision}"] * (revision is not None)
+    options += ["--zero-gpu"] * zero_gpu
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
         f"# {front['title']}\n\n"
         f"Watch {what} turn noise into pictures, step by step; programs call `/generate`.\n\n"
-        f"Made with ddpm_hf: `{' '.join(command)}`, which also brings it up to date.\n"
+        f"{MADE_WITH} {' '.join(options)}`, which also brings it up to date.\n"
     )
 
 
@@ -289,11 +355,16 @@ def _advice(shown: Shown, secrets: dict[str, str]) -> list[str]:
 
 
 def _secrets(names: Sequence[str]) -> dict[str, str]:
+    """Values of environment variables. No error shows a name that may be a secret, given by mistake."""
     values = {}
-    for name in names:
+    for number, name in enumerate(names, 1):
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise UserError("--secret takes the name of an environment variable, such as HF_TOKEN, not the secret.")
         if not os.environ.get(name):
-            raise UserError(f"--secret {name}: the environment variable {name}, which holds it, is not set.")
+            shown = name if re.fullmatch(r"[A-Z_]{1,40}", name) else f"number {number}"
+            raise UserError(
+                f"--secret {shown}: the environment variable of that name is not set; it takes the name of one that "
+                "holds the secret."
+            )
         values[name] = os.environ[name]
     return values

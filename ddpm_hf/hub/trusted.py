@@ -7,10 +7,19 @@ from pathlib import Path
 
 import torch
 
-from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.contents import read_object
-from ddpm_hf.hub.loading import UnknownClass, is_hub_id, load_pipeline, pipeline_options
+from ddpm_hf.errors import LONGEST_LINE, UserError, one_line
+from ddpm_hf.hub.loading import (
+    UnknownClass,
+    component_settings,
+    is_hub_id,
+    is_module_name,
+    load_pipeline,
+    pipeline_options,
+)
+from ddpm_hf.hub.run_files import read_object
 from ddpm_hf.pipeline import MyDDPMPipeline
+
+LONGEST_CODE = 2000  # characters of the names of a model's code files: what a person may still read
 
 
 def load_allowed(
@@ -29,27 +38,48 @@ def load_allowed(
         trust_remote_code: run the code that comes with the model. Weights are never unpickled.
 
     Raises:
-        UserError: as of ``load_pipeline``; and, naming the commit, where code would have to be run but may not.
+        UserError: as of ``load_pipeline``; and, naming the files and the commit, where code may not be run.
     """
     try:
-        return load_pipeline(model, revision=revision, variant=variant, dtype=dtype, device=device)
+        pipeline = load_pipeline(model, revision=revision, variant=variant, dtype=dtype, device=device)
+        pipeline.unet.to(memory_format=torch.channels_last)  # convolutions then copy no weights
+        return pipeline
     except UnknownClass as unknown:
-        if unknown.code is None:
+        if unknown.folder is None:
             raise
-        folder, code = unknown.folder, unknown.code
+        folder = unknown.folder
+    files = _code_files(folder, model)
     commit = folder.name if is_hub_id(model) else None
     if not trust_remote_code or (commit and revision != commit):
-        raise UserError(_how_to_allow(model, folder / code, commit)) from None
+        raise UserError(_how_to_allow(model, folder, files, commit), longest=10 * LONGEST_LINE) from None
     return _run(folder, model, variant, dtype).to(torch.device(device))
 
 
-def _how_to_allow(model, code: Path, commit: str | None) -> str:
+def _code_files(folder: Path, model) -> list[str]:
+    """The model's files that its own code may import. diffusers finds some by their names in model_index.json, others
+    by the imports in these, which may be of any file of the folder.
+
+    Raises:
+        UserError: if it names modules that are none, or has more files than one line can name.
+    """
+    for name, entry in read_object(folder / "model_index.json", model).items():
+        module = entry[0] if isinstance(entry, list) and entry else None
+        if module is not None and not (name.isidentifier() and is_module_name(module)):
+            raise UserError(f"model {model}: model_index.json names {module!r} as the module of {name!r}.")
+    paths = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}*.py")]
+    found = sorted(path.relative_to(folder).as_posix() for path in paths)
+    if sum(map(len, found)) > LONGEST_CODE:
+        raise UserError(f"model {model} brings {len(found):,} files of code, more than can be shown; it is not loaded.")
+    return found
+
+
+def _how_to_allow(model, folder: Path, files: list[str], commit: str | None) -> str:
     from huggingface_hub import constants
 
-    where = code if commit is None else f"{constants.ENDPOINT}/{model}/tree/{commit}"
+    where = folder if commit is None else f"{constants.ENDPOINT}/{model}/tree/{commit}"
     pinned = "" if commit is None else f" --revision {commit}"
     return (
-        f"model {model} brings code of its own, {code.name}, which could do anything on this machine: read it "
+        f"model {model} brings code of its own, {', '.join(files)}, which could do anything on this machine: read it "
         f"({where}), and if you trust it, add --trust-remote-code{pinned}."
     )
 
@@ -57,6 +87,7 @@ def _how_to_allow(model, code: Path, commit: str | None) -> str:
 def _run(folder: Path, model, variant: str | None, dtype: torch.dtype) -> MyDDPMPipeline:
     from diffusers import DiffusionPipeline
 
+    component_settings(folder, model)
     try:
         loaded = DiffusionPipeline.from_pretrained(
             folder, trust_remote_code=True, use_safetensors=True, variant=variant

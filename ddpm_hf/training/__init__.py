@@ -1,7 +1,7 @@
 """The trainer: ``Trainer(config).train()`` trains a run, or resumes it to the bit."""
 
+from ddpm_hf.training.build import build_pipeline, build_scheduler, build_unet, exported_pipeline, rate_factor
 from ddpm_hf.training.loss import Draw, diffusion_loss, min_snr_weight, squared_error
-from ddpm_hf.training.parts import build_pipeline, build_scheduler, build_unet, exported_pipeline, learning_rate_at
 from ddpm_hf.training.plan import print_plan
 from ddpm_hf.training.state import Progress, TrainState
 from ddpm_hf.training.trainer import Trainer
@@ -17,9 +17,9 @@ __all__ = [
     "build_unet",
     "diffusion_loss",
     "exported_pipeline",
-    "learning_rate_at",
     "load_weights_of",
     "min_snr_weight",
     "print_plan",
+    "rate_factor",
     "squared_error",
 ]

@@ -8,30 +8,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ddpm_hf.config import TrainConfig
 from ddpm_hf.figures import class_columns, make_grid
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.samplers import make_scheduler
-from ddpm_hf.training.parts import build_pipeline
 
-STEPS = 20
 BATCH = 64
 
 
-def fast_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> tuple[MyDDPMPipeline, int]:
-    """A network's pipeline with a fast sampler, and the steps to take with it."""
-    pipeline = build_pipeline(config, data, unet)
-    pipeline.scheduler = make_scheduler("dpm", pipeline.scheduler)
-    return pipeline, min(STEPS, config.num_train_timesteps)
-
-
 def draw(
-    pipeline: MyDDPMPipeline, seeds: list[int], steps: int, accelerator: Accelerator, check: Callable[[], None]
+    pipeline: MyDDPMPipeline, seeds: list[int], accelerator: Accelerator, check: Callable[[], None]
 ) -> torch.Tensor:
-    """Images (B, C, S, S) in [-1, 1] from ``seeds``, image of seed i of class i in turn; ``check`` between steps."""
-    classes = pipeline.num_classes
-    labels = None if classes is None else [seed % classes for seed in seeds]
-    denoising = pipeline.denoise(len(seeds), labels, num_inference_steps=steps, seed=seeds)
+    """Images (B, C, S, S) in [-1, 1] from ``seeds``, sampled in the model's own way; ``check`` between steps."""
+    denoising = pipeline.denoise(len(seeds), seed=seeds)
     step = None
     while True:
         with accelerator.autocast():  # of a step alone: what ``check`` raises must not leave it on
@@ -49,7 +36,7 @@ def seeds_of_rank(count: int, batch: int, accelerator: Accelerator) -> list[list
 
 
 def sample_grid(
-    pipeline: MyDDPMPipeline, count: int, steps: int, accelerator: Accelerator, check: Callable[[], None]
+    pipeline: MyDDPMPipeline, count: int, accelerator: Accelerator, check: Callable[[], None]
 ) -> Image.Image:
     """A grid of ``count`` images, always from the same noise; columns are classes where there are. Collective.
 
@@ -59,13 +46,13 @@ def sample_grid(
     images = []
     for seeds in seeds_of_rank(count, BATCH, accelerator):
         if seeds:
-            images += pipeline.postprocess(draw(pipeline, seeds, steps, accelerator, check))
+            images += pipeline.postprocess(draw(pipeline, seeds, accelerator, check))
         else:  # more ranks than images: the others' checks are answered all the same
-            wait(steps, check)
+            wait(pipeline, check)
     return make_grid(gather_object(images), class_columns(count, pipeline.num_classes or 0))
 
 
-def wait(steps: int, check: Callable[[], None]):
+def wait(pipeline: MyDDPMPipeline, check: Callable[[], None]):
     """Take part in the checks of the ranks that have images to make."""
-    for _ in range(steps):
+    for _ in range(pipeline.config.num_inference_steps):
         check()

@@ -1,7 +1,5 @@
 """The plan of a run, for ``--dry_run``: what it would train on, how long it would take, where it would write."""
 
-import resource
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +7,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_hf.checkpoints import checkpoints_of, step_of
-from ddpm_hf.training.resuming import refusal
-from ddpm_hf.training.telling import bad_images
+from ddpm_hf.checkpoints import newest_whole, read_state
+from ddpm_hf.config import TrainConfig
+from ddpm_hf.devices import peak_memory
+from ddpm_hf.training.distributed import say
+from ddpm_hf.training.facts import bad_images
+from ddpm_hf.training.memory import training_memory
+from ddpm_hf.training.resuming import counted_images, known_fingerprints, refusal
 from ddpm_hf.training.trainer import Trainer
 
 PROBE_STEPS = 5
@@ -24,7 +26,7 @@ def print_plan(trainer: Trainer):
     lines = plan(trainer)
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
-        trainer.accelerator.print(f"{label:<{width}}  {text}")
+        say(trainer.accelerator, f"{label:<{width}}  {text}")
 
 
 def plan(trainer: Trainer) -> list[tuple[str, str]]:
@@ -32,10 +34,11 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     config, data, accelerator = trainer.config, trainer.data, trainer.accelerator
     size = f"{data.num_channels} x {config.sample_size} x {config.sample_size}"
     gflop = forward_gflop(trainer)
-    done = _steps_done(trainer.folder)
+    done, images_seen = _done(trainer.folder)
+    total = config.total_steps(0 if config.streaming else len(data), done, images_seen)
+    left = max(0, total - done)
     seconds = probe(trainer)
-    left = max(0, trainer.total_steps - done)
-    refused = refusal(config, trainer.folder, data.fingerprint, accelerator.num_processes)
+    refused = refusal(config, trainer.folder, known_fingerprints(config, data), accelerator.num_processes)
     return [
         ("data set", ", ".join(source.dataset for source in config.sources)),
         ("images", f"{'streamed' if config.streaming else f'{len(data):,}'}, {size}, {_classes(data)}"),
@@ -43,13 +46,14 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
         ("validation", f"{len(trainer.validation_data):,} images" if trainer.validation_data else "none"),
         ("bad images", f"{len(bad_images(trainer)):,} skipped" if bad_images(trainer) else "none"),
         ("network", f"{type(trainer.state.unet).__name__}, {trainer.num_parameters:,} parameters"),
+        *([("weights", trainer.origin)] if trainer.origin else []),
         ("compute", f"{gflop:.2f} GFLOP an image forward, about {3 * gflop:.2f} for training"),
-        ("steps", _steps(trainer, done)),
-        ("learning rate", f"{config.learning_rate:g}, {_warmup(trainer)}, then {config.lr_scheduler}"),
+        ("steps", _steps(trainer, total, done, images_seen + left * config.train_batch_size)),
+        ("learning rate", f"{config.learning_rate:g}, {_warmup(config, total)}, then {config.lr_scheduler}"),
         ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {accelerator.mixed_precision}"),
         ("speed", f"{config.train_batch_size / seconds:,.1f} images/s ({PROBE_STEPS} steps, after 2 to warm up)"),
         ("time to finish", f"about {timedelta(seconds=round(left * seconds))}, validation and pictures aside"),
-        ("peak memory", _peak_memory(accelerator.device)),
+        ("device memory", _memory(trainer)),
         ("run", str(trainer.folder)),
         *([("  resuming", f"would be refused: {refused}")] if refused else []),
         ("  checkpoints", f"{trainer.folder / 'checkpoints'}, every {config.checkpointing_steps:,} steps"),
@@ -60,15 +64,15 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     ]
 
 
-def _steps(trainer: Trainer, done: int) -> str:
-    total, batch = trainer.total_steps, trainer.config.train_batch_size
-    epochs = "" if trainer.config.streaming else f", {total * batch / len(trainer.data):.3g} epochs"
+def _steps(trainer: Trainer, total: int, done: int, num_images: int) -> str:
+    epochs = "" if trainer.config.streaming else f", {num_images / len(trainer.data):.3g} epochs"
     few = f"; few: pictures take some {FEW_STEPS:,}" if total < FEW_STEPS else ""
-    return f"{total:,} of {batch} images{epochs}{f', {done:,} done' if done else ''}{few}"
+    already = f", {done:,} done" if done else ""
+    return f"{total:,} of {trainer.config.train_batch_size} images{epochs}{already}{few}"
 
 
-def _warmup(trainer: Trainer) -> str:
-    return f"{min(trainer.config.lr_warmup_steps, trainer.total_steps // 2):,} steps of warm-up"
+def _warmup(config: TrainConfig, total: int) -> str:
+    return f"{min(config.lr_warmup_steps, total // 2):,} steps of warm-up"
 
 
 def _classes(data) -> str:
@@ -101,13 +105,22 @@ def probe(trainer: Trainer) -> float:
     return (time.perf_counter() - start) / PROBE_STEPS
 
 
-def _steps_done(folder: Path) -> int:
-    checkpoints = checkpoints_of(folder)
-    return step_of(checkpoints[-1]) if checkpoints else 0
+def _done(folder: Path) -> tuple[int, int]:
+    """Steps taken and images seen by the run in ``folder``, at the checkpoint that it would resume from."""
+    checkpoint, _ = newest_whole(folder)
+    if checkpoint is None:
+        return 0, 0
+    saved = read_state(checkpoint)
+    return saved["progress"]["step"], counted_images(saved, folder)[0]
 
 
-def _peak_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU's"
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30:.2f} GiB"
+def _memory(trainer: Trainer) -> str:
+    """What the measured steps took here, and what a GPU needs. "auto" is bfloat16 on a GPU that has it."""
+    accelerator = trainer.accelerator
+    measured = f"{peak_memory(accelerator.device) / 2**30:.2f} GiB"
+    if accelerator.device.type == "cuda":
+        return f"{measured} of the GPU's measured, estimated {training_memory(trainer, accelerator.mixed_precision)}"
+    wanted = trainer.config.mixed_precision
+    precision = "bf16" if wanted == "auto" else wanted
+    needed = training_memory(trainer, precision)
+    return f"a GPU needs about {needed}, precision {precision}, besides its driver; this process took {measured} here"

@@ -1,5 +1,6 @@
 """Pushes of a run that goes on: each in a process of its own, one after the other, never in the way of a step."""
 
+import contextlib
 import shlex
 import shutil
 import time
@@ -10,13 +11,16 @@ from pathlib import Path
 from ddpm_hf.checkpoints import checkpoints_of, step_of
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.contents import contents_of
 from ddpm_hf.hub.publishing import frozen, refuse_bad_id, upload_of
 from ddpm_hf.hub.retries import LOG_IN
-from ddpm_hf.hub.upload import Sending, Upload
+from ddpm_hf.hub.run_files import OF_PUSHES, run_files_of
+from ddpm_hf.hub.upload import NotOurs, Sending, Upload
+from ddpm_hf.run import Facts
 from ddpm_hf.stopping import StopSignal
 
 GRACE = 10.0  # seconds that a run which was asked to stop gives to an upload
+LONGEST_END = 3600.0  # seconds that the end of a run waits for its uploads
+FIRST_ANSWER = 20.0  # seconds that its beginning waits to learn whose the repository is
 
 
 def problem_with(config: TrainConfig) -> str | None:
@@ -55,7 +59,7 @@ class _Push:
 
 
 class Pushes:
-    """The pushes of a run, on its main process. What goes wrong with one is told, and ends neither run nor others.
+    """The pushes of a run, on its main process. A push that fails prints a warning; the run and other pushes go on.
 
     What is to be pushed is linked or copied aside at once, and sent when the push before it is done; of several that
     wait, the newest.
@@ -76,20 +80,32 @@ class Pushes:
         self.last_step: int | None = None
 
     def begin(self):
-        """Create the repository, so that what is wrong is told while the run is young."""
-        shutil.rmtree(self._aside, ignore_errors=True)  # of a run that was killed
-        self._send(_Push(None, Upload(self._config.hub_model_id, private=self._config.hub_private_repo or None)))
+        """Create the repository, so that an error is reported early in the run.
 
-    def push(self, step: int, facts: dict[str, str], *, checkpoint: bool, last: bool = False):
+        Raises:
+            NotOurs: if it is somebody else's, or public and must not be. Of a Hub that does not answer soon, this is
+                told as a warning when it does.
+        """
+        self._clear_aside()  # of a run that was killed
+        private = self._config.hub_private_repo or None
+        push = _Push(None, Upload(self._config.hub_model_id, private=private, taken=list(OF_PUSHES)))
+        self._send(push)
+        deadline = time.monotonic() + FIRST_ANSWER
+        while self._running is push and time.monotonic() < deadline:
+            time.sleep(0.1)
+            if push.sending.is_done():
+                self._collect(refuse=True)
+
+    def push(self, step: int, facts: Facts, *, checkpoint: bool, last: bool = False):
         """Push what the run has written; of its pipelines that of the checkpoint of ``step``, or the exported one."""
         self._count += 1
         folder = self._aside / str(self._count)
         config = self._config
         try:
             folder.mkdir(parents=True)
-            contents = contents_of(self._run, step if checkpoint else None)
-            if checkpoint and "Wall time" in contents.facts:  # an earlier one took less time than the run by now
-                facts = {**facts, "Wall time": contents.facts["Wall time"]}
+            contents = run_files_of(self._run, step if checkpoint else None)
+            if checkpoint and contents.facts.wall_seconds:  # an earlier one took less time than the run by now
+                facts = facts.model_copy(update={"wall_seconds": contents.facts.wall_seconds})
             for line in contents.said:
                 self._tell_once(line)
             contents = replace(contents, step=step, facts=facts)
@@ -122,12 +138,13 @@ class Pushes:
 
     def finish(self, stop: StopSignal):
         """Wait for the pushes that were begun; not for long if the run was asked to stop, and no more when it is."""
-        deadline = time.monotonic() + GRACE if stop.reason else None
+        asked = stop.reason
+        deadline = time.monotonic() + (GRACE if asked else LONGEST_END)
         self.poll()
         if self._running is not None:
             self._tell(f"waiting for the upload to {self._config.hub_model_id}; Ctrl-C leaves it to {self._command()}")
         while self._running is not None:
-            if stop.reason and (deadline is None or time.monotonic() > deadline):
+            if time.monotonic() > deadline or stop.reason != asked:
                 self.end()
                 return
             time.sleep(0.1)
@@ -143,7 +160,7 @@ class Pushes:
                 finish = self._how_to_finish(push, "does it", newest=push is under_way[-1])
                 self._tell(f"warning: {push.name} was not pushed yet; {finish}.")
         self._running = self._waiting = None
-        shutil.rmtree(self._aside, ignore_errors=True)
+        self._clear_aside()
 
     # ---- one of them
 
@@ -155,11 +172,13 @@ class Pushes:
             return
         self._running = push
 
-    def _collect(self):
+    def _collect(self, refuse: bool = False):
         push, self._running = self._running, None
         try:
             result = push.sending.result()
         except UserError as error:
+            if refuse and isinstance(error, NotOurs):
+                raise
             self._failed(f"{push.name}: {error}", push)
             return
         if push.step is not None:
@@ -168,7 +187,7 @@ class Pushes:
 
     def _failed(self, what: str, push: _Push):
         self._tell(
-            f"warning: {what.removesuffix('.')}. The run goes on; when that is mended, "
+            f"warning: {what.removesuffix('.')}. The run goes on; when that is fixed, "
             f"{self._how_to_finish(push, 'pushes it')}."
         )
         if push.folder is not None:
@@ -178,7 +197,15 @@ class Pushes:
         if push.folder is not None:
             shutil.rmtree(push.folder, ignore_errors=True)
         if self._running is None and self._waiting is None:
-            shutil.rmtree(self._aside, ignore_errors=True)
+            self._clear_aside()
+
+    def _clear_aside(self):
+        """Delete the folders of all pushes, which have numbers for names."""
+        for folder in self._aside.glob("*"):
+            if folder.name.isdecimal():
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or somebody has put something into it
+            self._aside.rmdir()
 
     def _tell_once(self, line: str):
         if line not in self._told:

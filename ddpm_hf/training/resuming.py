@@ -1,15 +1,15 @@
 """Which checkpoint a run goes on from, and whether it is the same run."""
 
-import json
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ddpm_hf.checkpoints import checkpoints_of, newest_whole
+from ddpm_hf.checkpoints import newest_whole, read_state
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError
+from ddpm_hf.run import RunFolder
+from ddpm_hf.training.distributed import say
 
 # settings that change what a run writes, not the weights it ends with
 FREE_SETTINGS = {
@@ -36,30 +36,13 @@ FREE_SETTINGS = {
 }
 
 
-def settings_before(folder: Path) -> dict:
-    """The settings of the run found in ``folder``; {} if there is none.
-
-    Raises:
-        UserError: if it has checkpoints, but its settings cannot be read.
-    """
-    if not checkpoints_of(folder):
-        return {}
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder} has checkpoints but no readable config.yaml; choose another output_dir.")
-    return settings
-
-
 def refuse_changes(config: TrainConfig, folder: Path) -> list[str]:
     """Compare the run in ``folder`` with ``config``; returns what differs, for ``resume: force``.
 
     Raises:
         UserError: if a setting differs that changes the weights a run ends with, and it is not forced.
     """
-    before = settings_before(folder)
+    before = RunFolder(folder).settings_to_resume()
     changes = []
     for name, value in config.model_dump(mode="json").items():
         same = value == before.get(name, value) or (name == "mixed_precision" and value == "auto")
@@ -82,9 +65,9 @@ def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> Path | None:
     found = list(newest_whole(folder)) if accelerator.is_main_process else [None, []]
     checkpoint, complaints = broadcast_object_list(found)
     if complaints and checkpoint is None:
-        raise UserError(f"{complaints[0]}, and there is no whole one; another output_dir would be right.")
+        raise UserError(f"{complaints[0]}, and there is no complete checkpoint; use another output_dir.")
     for complaint in complaints:
-        accelerator.print(f"warning: {complaint}; {checkpoint.name} is the newest whole one and is used.")
+        say(accelerator, f"warning: {complaint}; {checkpoint.name} is the newest complete checkpoint and is used.")
     sees = checkpoint is None or checkpoint.is_dir()
     blind = [rank for rank, seen in gather_object([(accelerator.process_index, sees)]) if not seen]
     if blind:
@@ -92,28 +75,44 @@ def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> Path | None:
     return checkpoint
 
 
-def refusal(config: TrainConfig, folder: Path, fingerprint: str, num_processes: int) -> str | None:
+def refusal(config: TrainConfig, folder: Path, fingerprints: set[str], num_processes: int) -> str | None:
     """What resuming the run in ``folder`` would be refused for; None if it would not, or there is none."""
     checkpoint, complaints = newest_whole(folder)
     try:
         refuse_changes(config, folder)
         if complaints and checkpoint is None:
-            raise UserError(f"{complaints[0]}, and there is no whole one.")
+            raise UserError(f"{complaints[0]}, and there is no complete checkpoint.")
         if checkpoint is not None:
-            compare_runs(json.loads((checkpoint / "state.json").read_text()), config, fingerprint, num_processes)
-    except UserError as error:
+            compare_runs(read_state(checkpoint), config, fingerprints, num_processes)
+    except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def compare_runs(saved: dict, config: TrainConfig, fingerprint: str, num_processes: int) -> str | None:
+def known_fingerprints(config: TrainConfig, data) -> set[str]:
+    """What a checkpoint may call these data: labels that are not trained with may have been found since."""
+    if config.streaming or config.class_conditional:
+        return {data.fingerprint}
+    return {data.fingerprint, data.unlabelled_fingerprint}
+
+
+def counted_images(saved: dict, folder: Path) -> tuple[int, int]:
+    """``images_seen`` and ``logged_images`` of a checkpoint of the run in ``folder``; 0.1.0 counted only steps."""
+    progress = saved["progress"]
+    if "images_seen" in progress:
+        return progress["images_seen"], progress["logged_images"]
+    batch_size = RunFolder(folder).settings_to_resume()["train_batch_size"]
+    return progress["step"] * batch_size, progress["logged_steps"] * batch_size
+
+
+def compare_runs(saved: dict, config: TrainConfig, fingerprints: set[str], num_processes: int) -> str | None:
     """Compare what a checkpoint says of its data and processes with this run's; returns a warning, or None.
 
     Raises:
         UserError: if the data changed, or the number of processes that read a stream, and it is not forced.
     """
     forced, ranks_before = config.resume == "force", saved["num_processes"]
-    if saved["fingerprint"] != fingerprint and not forced:
+    if saved["fingerprint"] not in fingerprints and not forced:
         raise UserError(
             f"{config.output_dir} holds a run on other images: the data set has changed since; --resume force goes on "
             f"with the new ones."

@@ -8,8 +8,8 @@ from accelerate.utils import gather_object
 
 from ddpm_hf.data import ImageData
 from ddpm_hf.errors import UserError
-from ddpm_hf.features import load_features
-from ddpm_hf.metrics import frechet_distance, refuse_too_few
+from ddpm_hf.evaluation.features import load_features
+from ddpm_hf.evaluation.scores import frechet_distance, refuse_too_few
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.training.pictures import draw, seeds_of_rank, wait
 
@@ -41,8 +41,8 @@ class FrechetScore:
         refuse_too_few(self.num_images, num_features, "score_images", self.extractor.name)
         self.real: torch.Tensor | None = None
 
-    def __call__(self, pipeline: MyDDPMPipeline, steps: int, check: Callable[[], None]) -> float:
-        """The distance for ``pipeline``'s images, image i from seed i, of class i in turn. Collective.
+    def __call__(self, pipeline: MyDDPMPipeline, check: Callable[[], None]) -> float:
+        """The distance for ``pipeline``'s images of seeds 0, 1, ..., sampled in the model's own way. Collective.
 
         check: called before every step on all ranks; what it raises ends the work.
         """
@@ -51,10 +51,10 @@ class FrechetScore:
         fake = []
         for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
             if seeds:
-                images = pipeline.postprocess(draw(pipeline, seeds, steps, self.accelerator, check), "pt")
+                images = pipeline.postprocess(draw(pipeline, seeds, self.accelerator, check), "pt")
                 fake.append(self.extractor((images * 255).round().byte()).features)
             else:
-                wait(steps, check)
+                wait(pipeline, check)
         return frechet_distance(self._gathered(fake), self.real)
 
     def _real_features(self, check: Callable[[], None]) -> list[torch.Tensor]:

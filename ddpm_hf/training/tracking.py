@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.training.distributed import say
 
 PROJECT = "ddpm_hf"
 
@@ -27,14 +28,14 @@ def trackers_for(report_to: str | tuple[str, ...]) -> list[str]:
     names = [name for name in names if name != "none"]
     for name in names:
         if not importlib.util.find_spec(name):
-            raise UserError(f"report_to {name}: the package is not installed; pip install {name} would be right.")
+            raise UserError(f"report_to {name}: the package is not installed; pip install {name}.")
     return names
 
 
 class Trackers:
     """The trackers of an Accelerator made with ``log_with=trackers_for(...)``; methods are called on all ranks.
 
-    A run that resumes goes on in the run it has there. What a tracker raises is told once, and it is left out.
+    A resumed run continues its tracker run. A tracker that raises an error is reported once and then left out.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, names: list[str]):
@@ -81,7 +82,7 @@ class Trackers:
         try:
             action()
         except Exception as error:  # each of them raises its own; a run of days must not end for that
-            self.accelerator.print(f"warning: {', '.join(self.names)} failed and is left out: {one_line(error)}")
+            say(self.accelerator, f"warning: {', '.join(self.names)} failed and is left out: {one_line(error)}")
             self.names = []
             self.accelerator.trackers = []
 

@@ -1,11 +1,10 @@
 """The weights that a run keeps besides those it exports: its other averages, and the ones it trains."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ddpm_hf.checkpoints import newest_whole
+from ddpm_hf.checkpoints import newest_whole, read_state
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub import load_pipeline, weights_name
 from ddpm_hf.pipeline import MyDDPMPipeline
@@ -28,7 +27,7 @@ def load_weights_of(run: str | Path, weights: str) -> MyDDPMPipeline:
     if checkpoint is None:
         raise UserError(complaints[0] + "." if complaints else f"{run} is not the output_dir of a run: no checkpoints.")
     try:
-        saved = json.loads((checkpoint / "state.json").read_text())
+        saved = read_state(checkpoint)
         name = weights if weights == RAW else repr(float(weights))
         file = checkpoint / "unet.safetensors" if name == RAW else average_file(checkpoint, name, saved)
     except ValueError as error:

@@ -14,24 +14,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ddpm_hf.samplers import SAMPLERS
-from ddpm_hf.sampling import with_sampler
+from ddpm_hf.sampling import calls_per_image, with_sampler
 from ddpm_hf.ui.files import as_base64, png_file
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import (
     Engine,
-    Window,
     as_value,
-    one_line_errors,
     raise_if_failed,
     stage_head,
     waiting_words,
     watch,
 )
-from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, calls_of, labels_of
+from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, calls_of, labels_of, timesteps_of
 
-REQUEST = ("lanes", "num_images", "class_name", "guidance_scale", "seed", "model")
+REQUEST = ("lanes", "num_images", "class_name", "guidance_scale", "guidance_interval", "seed", "model")
 REFERENCE_SAMPLER = "ddim"
 REFERENCE_IMAGES = 2  # the first ones: all the steps take most of a minute for two, guided, on two cores
 REFERENCE_SECONDS = 300.0  # of waiting and computing, after which there are no distances
@@ -107,7 +105,8 @@ class Reference:
         pipeline = with_sampler(model.pipeline, settings.sampler)
         labels, seeds = labels_of(model.pipeline, settings), list(settings.seeds)
         began = time.perf_counter()
-        for step in pipeline.denoise(len(seeds), labels, settings.guidance_scale, settings.steps, seed=seeds):
+        guidance = {"guidance_scale": settings.guidance_scale, "guidance_interval": settings.guidance_interval}
+        for step in pipeline.denoise(len(seeds), labels, num_inference_steps=settings.steps, seed=seeds, **guidance):
             made, pixels = step.index + 1, None
             if made == settings.steps:
                 pixels = np.stack([np.asarray(image) for image in pipeline.postprocess(step.sample)])
@@ -117,11 +116,12 @@ class Reference:
             yield [Frame(0, made, step.timestep, round(time.perf_counter() - began, 3), "", pixels)]
 
 
-async def stream_comparison(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
+async def stream_comparison(engine: Engine, values: dict, session: str = "", address: str = "") -> AsyncIterator[dict]:
     """Values for the page while samplers are compared.
 
     Args:
-        values: num_images, class_name, guidance_scale, seed, and lanes: 2 to 4 times {"sampler", "steps"}.
+        values: num_images, class_name, guidance_scale, guidance_interval, seed, and lanes: 2 to 4 times {"sampler",
+            "steps"}.
 
     Yields:
         {"run", "state", "queue", "cached", "tile", "seeds", "names", "seconds", "settings", "lanes", "reference"}.
@@ -133,40 +133,42 @@ async def stream_comparison(engine: Engine, values: dict, session: str = "") -> 
         then it has "left", too: for how many seconds it will compute, or None while there is nothing to tell it from.
 
     Raises:
-        gr.Error: for a request outside the limits, or one that failed.
+        UserError: for a request outside the limits, or one that failed.
     """
-    async with aclosing(_measured(engine, values, session)) as stream:
+    async with aclosing(_measured(engine, values, session, address)) as stream:
         async for compared in stream:
             yield compared.value()
 
 
-async def compare_for_program(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
+async def compare_for_program(
+    engine: Engine, values: dict, session: str = "", address: str = ""
+) -> AsyncIterator[dict]:
     """Progress, ``{"done": False, "step", "total"}``, and at last the lanes' results: what ``/compare`` answers.
 
     Raises:
-        gr.Error: as ``stream_comparison``.
+        UserError: as ``stream_comparison``.
     """
-    async with aclosing(_measured(engine, values, session)) as stream:
+    async with aclosing(_measured(engine, values, session, address)) as stream:
         async for compared in stream:
             if compared.state != "done":
                 yield {"done": False, "step": compared.step, "total": compared.total}
     yield compared.answer()
 
 
-async def _measured(engine: Engine, values: dict, session: str) -> AsyncIterator["Compared"]:
+async def _measured(engine: Engine, values: dict, session: str, address: str) -> AsyncIterator["Compared"]:
     """The comparison, over and over as it proceeds: first the lanes, then what they are measured against."""
-    with one_line_errors():
-        values = request_of(values, REQUEST)
-        model = await engine.model(values)
-        values.pop("model", None)
-        lanes = model.limits.check_comparison(**values)
-    compared = Compared(engine, model, lanes, session)
+    values = request_of(values, REQUEST)
+    model = await engine.model(values)
+    values.pop("model", None)
+    lanes = model.limits.check_comparison(**values)
+    compared = Compared(engine, model, lanes, session, address)
     async with aclosing(watch(engine, compared.job)) as reports:
         async for _, news in reports:
-            compared.push(news)
+            compared.push(news)  # an empty list, too: a lane has new frames alone
             compared.state = "measuring" if compared.job.state == "done" else compared.job.state
             yield compared
     raise_if_failed(compared.job)
+    compared.push(())
     if compared.measures:
         end = time.monotonic() + REFERENCE_SECONDS
         async with aclosing(watch(engine, compared.reference)) as reports:
@@ -182,12 +184,11 @@ async def _measured(engine: Engine, values: dict, session: str) -> AsyncIterator
 class Compared:
     """A comparison as it stands. state: that of the job of the lanes, then "measuring", then "done"."""
 
-    def __init__(self, engine: Engine, model: Model, lanes: Sequence[Settings], session: str):
-        self.job = Job(Comparison(model.name, tuple(lanes)), model, session)
-        self.reference = Job(Reference.of(model, lanes[0]), model, session, background=True)
+    def __init__(self, engine: Engine, model: Model, lanes: Sequence[Settings], session: str, address: str):
+        self.job = Job(Comparison(model.name, tuple(lanes)), model, session, address)
+        self.reference = Job(Reference.of(model, lanes[0]), model, session, address, background=True)
         self.state, self.note = "waiting", ""
         self._engine, self._model, self._settings = engine, model, lanes
-        self._windows = [Window() for _ in lanes]
         self._lanes = [
             {
                 "sampler": settings.sampler,
@@ -224,12 +225,13 @@ class Compared:
 
     def push(self, news: Sequence[Frame]):
         """Take up frames of any lane."""
-        guided = 1 if self._settings[0].guidance_scale == 1 else 2
-        for number, (lane, window) in enumerate(zip(self._lanes, self._windows)):
+        for number, (lane, settings) in enumerate(zip(self._lanes, self._settings)):
             frames = [frame for frame in news if frame.lane == number]
-            lane["frames"] = window.push([(frame.index, as_value(frame)) for frame in frames])
+            lane["frames"] = {str(frame.index): as_value(frame) for frame in frames}
             if frames:
-                lane["calls"], lane["seconds"] = guided * frames[-1].index, frames[-1].seconds
+                made = timesteps_of(self._model, settings.sampler, settings.steps)[: frames[-1].index]
+                lane["calls"] = calls_per_image(made, settings.guidance_scale, settings.guidance_interval)
+                lane["seconds"] = frames[-1].seconds
 
     def conclude(self):
         """Fill in the distances, or say why there are none. The lanes stay as they are."""

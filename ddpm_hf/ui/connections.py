@@ -1,6 +1,7 @@
 """The sockets below the guard: a connection that never finishes its request's head, or never takes its answer.
 
-Uvicorn waits for both without an end. Its own protocol class is extended, whichever of its two it has chosen.
+Uvicorn waits for both without an end, and turns everybody away when they are too many. Its own protocol class is
+extended, whichever of its two it has chosen.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import socket
 import uvicorn
 
 MAX_CONNECTIONS = 1000
+ROOMY = 750  # with more, the oldest that is idle is closed
 LOOK_SECONDS = 15.0
 HEAD_BYTES = 65_536
 UNACKNOWLEDGED_MILLISECONDS = 10_000
@@ -27,6 +29,8 @@ def tighten(server: uvicorn.Server):
 
 
 def _punctual(protocol: type) -> type:
+    oldest_first = {}  # all that are open, as keys
+
     class Punctual(protocol):
         """A connection that is looked at now and then, and closed if it has not moved since the last time."""
 
@@ -34,6 +38,11 @@ def _punctual(protocol: type) -> type:
 
         def connection_made(self, transport):
             super().connection_made(transport)
+            oldest_first[self] = None
+            if len(oldest_first) > ROOMY:
+                idle = next((connection for connection in oldest_first if connection._is_idle()), self)
+                del oldest_first[idle]
+                idle.transport.abort()
             with contextlib.suppress(OSError, AttributeError):  # a peer that vanished without a word; Linux only
                 connection = transport.get_extra_info("socket")
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MILLISECONDS)
@@ -41,16 +50,19 @@ def _punctual(protocol: type) -> type:
             self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
 
         def connection_lost(self, exc):
+            oldest_first.pop(self, None)
             self._watch.cancel()
             super().connection_lost(exc)
 
         def _state(self) -> tuple:
             return self.cycle, self.transport.is_closing()
 
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
         def _look(self):
-            cycle, closing = state = self._state()
-            idle = cycle is None or cycle.response_complete
-            if state == self._seen and (idle or closing):
+            _, closing = state = self._state()
+            if state == self._seen and (self._is_idle() or closing):
                 self.transport.abort()
                 return
             self._seen = state

@@ -1,8 +1,10 @@
 """What the page's script needs to know of a model to build its controls and to tell of it."""
 
-import json
-
-from ddpm_hf.samplers import DEFAULT_SAMPLER, SAMPLERS
+from ddpm_hf.errors import printable
+from ddpm_hf.evaluation.report_schema import read_report
+from ddpm_hf.reading import LARGEST_JSON, is_finite, read_text
+from ddpm_hf.run import RunFolder
+from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.ui.examples import example_images
 from ddpm_hf.ui.forward import schedule_curve
 from ddpm_hf.ui.limits import DEFAULT_IMAGES, MAX_COMPARED, MAX_GUIDANCE, MAX_SEED
@@ -10,15 +12,6 @@ from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import Engine
 
 SHOWN_LOSSES = 120
-# title, factor, and format of each
-SCORES = {
-    "fid": ("FID", 1, ".2f"),
-    "kid": ("KID x 1000", 1000, ".1f"),
-    "precision": ("Precision", 1, ".3f"),
-    "recall": ("Recall", 1, ".3f"),
-    "inception_score": ("Inception score", 1, ".2f"),
-    "label_accuracy": ("Classes recognised", 1, ".1%"),
-}
 PREDICTIONS = {"epsilon": "the noise ε", "v_prediction": "the velocity v", "sample": "the picture x₀"}
 
 
@@ -48,9 +41,10 @@ def describe(engine: Engine, name: str | None = None) -> dict:
         },
         "defaults": {
             "num_images": DEFAULT_IMAGES,
-            "steps": limits.default_steps,
-            "sampler": DEFAULT_SAMPLER,
-            "guidance_scale": limits.default_guidance,
+            "steps": limits.own.steps,
+            "sampler": limits.own.sampler,
+            "guidance_scale": limits.own.guidance_scale,
+            "guidance_interval": limits.own.guidance_interval,
         },
         "samplers": [
             {
@@ -81,15 +75,15 @@ def _card(model: Model) -> dict:
         "url": f"https://huggingface.co/{model.source}" if model.is_of_hub else None,
         "settings": _settings(model),
         **_scores(_file(model, "evaluation.json")),
-        "losses": _losses(_file(model, "metrics.jsonl")),
+        "losses": _losses(model),
     }
 
 
 def _file(model: Model, name: str) -> str:
     """The text of a file of the model; "" where it has none, or it is not on this machine."""
     try:
-        return (model.folder / name).read_text() if model.folder else ""
-    except (OSError, UnicodeDecodeError):
+        return read_text(model.folder / name, LARGEST_JSON) if model.folder else ""
+    except (OSError, ValueError):
         return ""
 
 
@@ -107,53 +101,47 @@ def _settings(model: Model) -> list[list[str]]:
         ("Schedule", f"{process.beta_schedule}, β from {process.beta_start:g} to {process.beta_end:g}"),
         ("The network predicts", PREDICTIONS.get(_prediction_type(model), _prediction_type(model))),
     ]
-    return [list(row) for row in rows if row[1]]
+    return [[name, printable(value)] for name, value in rows if value]
 
 
 def _prediction_type(model: Model) -> str:
-    return str(model.pipeline.scheduler.config.get("prediction_type", "epsilon"))
+    return printable(model.pipeline.scheduler.config.get("prediction_type", "epsilon"))
 
 
 def _scores(text: str) -> dict:
     """ "scores" and "judged" of an evaluation.json; both empty for a file that is not as it should be."""
     try:
-        report = json.loads(text)
-        scores, floor = report["scores"], report.get("floor") or {}
-        rows = [
-            [title, f"{factor * scores[key]:{style}}", "" if real is None else f"{factor * real:{style}}"]
-            for key, (title, factor, style) in SCORES.items()
-            for real in [floor.get(key)]
-            if scores.get(key) is not None
-        ]
-        return {"scores": rows, "judged": _judged(report.get("protocol") or {})}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        report = read_report(text)
+        return {
+            "scores": [[row.title, row.value, row.real] for row in report.rows()],
+            "judged": _judged(report.protocol),
+        }
+    except (ValueError, TypeError):
         return {"scores": [], "judged": ""}
 
 
 def _judged(protocol: dict) -> str:
     """What the scores were computed from: without it they say nothing."""
-    parts = [f"{protocol['num_images']:,} generated images"] if "num_images" in protocol else []
-    if "reference_images" in protocol:
-        names = [protocol.get("dataset"), protocol.get("reference_split")]
-        parts.append(f"against {protocol['reference_images']:,} real ones ({' '.join(filter(None, names))})")
-    if "features" in protocol:
-        count = protocol.get("num_features")
-        space = f"in the space of {f'{count:,} ' if count else ''}features of the network {protocol['features']}"
-        parts.append(f"{space}, not comparable with scores in another")
+    names, count = [protocol.get("dataset"), protocol.get("reference_split")], protocol.get("num_features")
+    parts = [
+        f"{protocol['num_images']:,} generated images against {protocol['reference_images']:,} real ones "
+        f"({' '.join(filter(None, names)) or 'of an unnamed data set'})",
+        f"in the space of {f'{count:,} ' if count else ''}features of the network {protocol['features']}, not "
+        f"comparable with scores in another",
+    ]
     if "sampler" in protocol:
         sampler = SAMPLERS.get(protocol["sampler"])
         how = [sampler.title if sampler else str(protocol["sampler"])]
         how += [f"{protocol['steps']} steps"] if "steps" in protocol else []
         how += [f"guidance {protocol['guidance_scale']:g}"] if protocol.get("guidance_scale") else []
+        how += [f"guided timesteps {protocol['guidance_interval']}"] if protocol.get("guidance_interval") else []
         parts.append(f"made with {', '.join(how)}")
-    return f"{'; '.join(parts)}.".replace("; against", " against") if parts else ""
+    return printable(f"{'; '.join(parts)}.")
 
 
-def _losses(text: str) -> list[list[float]]:
-    """[images seen, loss] pairs of metrics.jsonl, some ``SHOWN_LOSSES`` of them; [] for a file that is no such."""
-    try:
-        rows = [json.loads(line) for line in text.splitlines()]
-        pairs = [[row["images_seen"], row["loss"]] for row in rows if row.get("loss", 0) > 0]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
+def _losses(model: Model) -> list[list[float]]:
+    """[images seen, loss] pairs of metrics.jsonl, about ``SHOWN_LOSSES`` of them. Lines without a loss are skipped."""
+    lines = RunFolder(model.folder).lines(LARGEST_JSON) if model.folder else []
+    pairs = [[line.get("images_seen"), line.get("loss")] for line in lines]
+    pairs = [pair for pair in pairs if all(map(is_finite, pair)) and pair[1] > 0]
     return pairs[:: max(1, len(pairs) // SHOWN_LOSSES)]

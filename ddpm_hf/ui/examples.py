@@ -6,7 +6,6 @@ trainer left in ``samples/``, whose columns are classes.
 
 import functools
 import io
-import json
 import re
 import weakref
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from ddpm_hf.errors import UserError
 from ddpm_hf.figures import split_grid
 from ddpm_hf.hub import fetch_newest_samples
+from ddpm_hf.reading import open_regular, parse_json
 from ddpm_hf.ui import intake
 from ddpm_hf.ui.frames import data_url
 from ddpm_hf.ui.models import Model
@@ -86,8 +86,9 @@ def _newest_grid(model: Model) -> Image.Image | None:
     try:
         if not grids or grids[-1].stat().st_size > intake.MAX_FILE_BYTES:
             return None
-        return intake.picture(grids[-1].read_bytes(), max_side=MAX_GRID_SIDE).convert(model.mode)
-    except (OSError, UserError):
+        with open_regular(grids[-1]) as file:
+            return intake.picture(file.read(), max_side=MAX_GRID_SIDE).convert(model.mode)
+    except (OSError, ValueError):  # UserErrors too
         return None
 
 
@@ -103,7 +104,7 @@ def _embedded_examples() -> tuple[tuple[str, ...], tuple[tuple[int, Image.Image]
     from pyarrow import parquet
 
     table, found = parquet.read_table(EMBEDDED_EXAMPLES), {}
-    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    features = parse_json(table.schema.metadata[b"huggingface"].decode())["info"]["features"]
     for row in table.to_pylist():
         if row["label"] not in found:
             found[row["label"]] = Image.open(io.BytesIO(row["image"]["bytes"])).copy()

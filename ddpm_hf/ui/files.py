@@ -2,10 +2,8 @@
 
 import base64
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 
@@ -21,7 +19,7 @@ def settings_values(model: Model, settings: Settings) -> dict:
     name = ANY_CLASS if settings.label is None else model.limits.classes[settings.label]
     if settings.label is not None and model.limits.check(class_name=name).label != settings.label:
         name = str(settings.label)  # two classes have the same name
-    rest = (settings.guidance_scale, settings.sampler, settings.steps, settings.seed)
+    rest = (settings.guidance_scale, settings.guidance_interval, settings.sampler, settings.steps, settings.seed)
     return settings_note(model.name, settings.num_images, name, *rest)
 
 
@@ -56,10 +54,9 @@ def animation_file(
     if number is not None:
         settings = settings_of_one(model, settings, number)
     made = _generated(model, settings, [frame for frame in frames if frame.pixels is not None], number)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"denoising.{kind}"
-        save_animation(made.animation(), path)
-        return path.read_bytes()
+    buffer = io.BytesIO()
+    save_animation(made.animation(), buffer, f".{kind}")
+    return buffer.getvalue()
 
 
 def _generated(model: Model, settings: Settings, frames: Sequence[Frame], number: int | None) -> Generated:

@@ -15,16 +15,15 @@ from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.sampling import with_sampler
 from ddpm_hf.ui import intake
 from ddpm_hf.ui.examples import example_picture
-from ddpm_hf.ui.files import described_images
 from ddpm_hf.ui.frames import data_url, starting_noise
 from ddpm_hf.ui.jobs import Job
 from ddpm_hf.ui.limits import Settings, request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors, stage_head, stage_values
+from ddpm_hf.ui.runs import SETTINGS, Engine, stage_values
 from ddpm_hf.ui.tasks import Film, Item, labels_of
 
 REQUEST = ("image", "example", "t", *SETTINGS)
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the seed shows them
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the timesteps, as the original shows them
 
 
 # ---- pictures in, pictures out
@@ -77,8 +76,7 @@ def add_noise(model: Model, x_0: torch.Tensor, noise: torch.Tensor, t: int) -> t
 
 def schedule_curve(engine: Engine, model: str | None = None) -> dict:
     """alpha_bar and the signal-to-noise ratio in decibels, for every timestep of the training process."""
-    with one_line_errors():
-        alpha_bar = alphas_cumprod(engine.models.get(model))
+    alpha_bar = alphas_cumprod(engine.models.get(model))
     return {
         "t": list(range(len(alpha_bar))),
         "alpha_bar": [float(f"{value:.6g}") for value in alpha_bar],
@@ -92,7 +90,7 @@ def _decibels(alpha_bar: torch.Tensor) -> torch.Tensor:
 
 
 def forward_process(engine: Engine, image, t: int, seed: int = 0, model: str | None = None) -> dict:
-    """A sample of q(x_t | x_0) for one t, and the seed's strip of four.
+    """A sample of q(x_t | x_0) for one t, and the original's strip of four.
 
     Args:
         image: a PIL image, ``{"example": i}``, or what ``intake.picture`` reads.
@@ -103,12 +101,11 @@ def forward_process(engine: Engine, image, t: int, seed: int = 0, model: str | N
         of the timesteps}, the pictures as data URLs of PNG files.
 
     Raises:
-        gr.Error: with one line for the visitor.
+        UserError: with one line for the visitor.
     """
-    with one_line_errors():
-        chosen = engine.models.get(model)
-        t, seed = chosen.limits.check_timestep(t), chosen.limits.check_seed(seed)
-        x_0 = to_network(chosen, chosen_picture(chosen, image))
+    chosen = engine.models.get(model)
+    t, seed = chosen.limits.check_timestep(t), chosen.limits.check_seed(seed)
+    x_0 = to_network(chosen, chosen_picture(chosen, image))
     noise = starting_noise(chosen.pipeline, [seed])
     alpha_bar = alphas_cumprod(chosen)[t].item()
     steps = [round(share * chosen.timesteps) - 1 for share in SHARES]
@@ -162,6 +159,7 @@ class FromPicture:
             steps,
             generator=_after_noise(model, settings.seeds),
             latents=x_t * _scale_at_start(pipeline),
+            guidance_interval=[min(t, task.t + 1) for t in settings.guidance_interval or (0, task.t)],
         )
         yield from Film(model, [(pipeline, stream)], x_t, timesteps).frames([settings.num_images])
 
@@ -190,7 +188,7 @@ def _scale_at_start(pipeline: MyDDPMPipeline) -> float:
     return (1 + sigma**2) ** 0.5 / float(pipeline.scheduler.init_noise_sigma)
 
 
-async def stream_from(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
+async def stream_from(engine: Engine, values: dict, session: str = "", address: str = "") -> AsyncIterator[dict]:
     """Values for the stage while the model makes its way back from a picture noised up to t.
 
     Args:
@@ -201,17 +199,14 @@ async def stream_from(engine: Engine, values: dict, session: str = "") -> AsyncI
         As ``stream_to_stage``, and "original": data URL of the picture as the model sees it, "t": where it started.
 
     Raises:
-        gr.Error: with one line for the visitor.
+        UserError: with one line for the visitor.
     """
-    with one_line_errors():
-        values = request_of(values, REQUEST)
-        model = await engine.model(values)
-        task, original = await _task_from(model, values)
-    head = {**stage_head(model, task.settings), "t": task.t, "original": original}
-    async with aclosing(stage_values(engine, Job(task, model, session), head)) as stream:
+    values = request_of(values, REQUEST)
+    model = await engine.model(values)
+    task, original = await _task_from(model, values)
+    job = Job(task, model, session, address)
+    async with aclosing(stage_values(engine, job, task.settings, t=task.t, original=original)) as stream:
         async for value in stream:
-            if value["state"] == "done":
-                value = {**value, "images": described_images(model, task.settings)}
             yield value
 
 

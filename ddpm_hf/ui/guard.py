@@ -1,8 +1,8 @@
-"""The door of the server: what a request may be before Gradio sees it, and what an answer may say.
+"""The door of the server: what a request may be before it is answered, and what an answer may say.
 
-A middleware below Gradio. It knows the routes that the page and the clients use and closes all others; it reads a
-body itself, within a size and a time, and looks into it before it hands it on; it counts what every address has open.
-Whatever it or Gradio refuses is answered with one line, ``{"detail": ..., "error": ...}``.
+A middleware below Gradio. It knows the routes of the page and of the API, and closes all others; it reads a body
+itself, within a size and a time, and looks into it before it hands it on; it counts what every address has open.
+A refused request gets a one-line answer, ``{"detail": ..., "error": ...}``.
 """
 
 import asyncio
@@ -19,104 +19,90 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 import anyio
-import gradio as gr
-from starlette.middleware import Middleware
 
-from ddpm_hf.ui.addresses import address_of
-from ddpm_hf.ui.attendance import AttendedQueue
+from ddpm_hf.ui.addresses import address_of, checked_headers
+from ddpm_hf.ui.attendance import Attendance, Call
+from ddpm_hf.ui.bodies import BodyBounds, Gone, Refused, claimed, json_value, read, replayed
 from ddpm_hf.ui.intake import MAX_FILE_BYTES
 from ddpm_hf.ui.journal import Journal
-from ddpm_hf.ui.sweep import sweep_for_ever
+from ddpm_hf.ui.limits import DISK_FULL, is_disk_full
 
 logger = logging.getLogger(__name__)
 
+PAGE = "/page"
 API = "/gradio_api"
+START = f"{API}/startup-events"  # starts Gradio's queue
 
 READ = {
-    *("/", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon", "/robots.txt", "/theme.css"),
-    *(f"{API}/{name}" for name in ("app_id", "info", "openapi.json", "queue/data", "queue/status")),
-    *(f"{API}/{name}" for name in ("startup-events", "theme.css", "upload_progress")),
+    *("/", "/config", "/favicon.ico", "/manifest.json", "/robots.txt"),
+    *(f"{API}/{name}" for name in ("app_id", "info", "openapi.json", "queue/data", "queue/status", "startup-events")),
 }
-READ_BELOW = (
-    *("/assets/", "/static/", "/svelte/", "/pwa_icon/"),
-    *(f"{API}/{name}" for name in ("call/", "file=", "heartbeat/", "mcp")),
-)
-SEND = {f"{API}/{name}" for name in ("cancel", "component_server", "queue/join", "reset", "upload")}
-SEND_BELOW = tuple(f"{API}/{name}" for name in ("api/", "call/", "mcp", "run/"))
+READ_BELOW = (f"{PAGE}/", *(f"{API}/{name}" for name in ("call/", "heartbeat/", "mcp")))
+SEND = {f"{API}/{name}" for name in ("cancel", "queue/join", "reset")}
+SEND_BELOW = (f"{PAGE}/", *(f"{API}/{name}" for name in ("call/", "mcp")))
 DELETE_BELOW = (f"{API}/mcp",)  # how a client ends its MCP session
+
+# where a body may be large, for one picture as a data URL
+TAKES_PICTURE = {
+    *(f"{API}/{name}" for name in ("call/noise", "call/v2/noise", "call/page_run", "queue/join")),
+    *(f"{PAGE}/{name}" for name in ("run", "noise", "restore")),
+}
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What one request, and what one address, may take."""
+class Bounds(BodyBounds):
+    """What one request, and what one address, may take. A classroom has one address."""
 
-    upload_bytes: int = MAX_FILE_BYTES + 65_536
-    upload_files: int = 4
     json_bytes: int = MAX_FILE_BYTES * 4 // 3 + 65_536  # a picture as a data URL
     small_json_bytes: int = 16_384
-    json_depth: int = 16
-    json_values: int = 20_000
-    body_seconds: float = 60.0
-    body_pause_seconds: float = 10.0
     stall_seconds: float = 10.0  # how long a reader may leave its stream unread
-    open_of_address: int = 64  # requests and streams
+    open_of_address: int = 128  # requests and streams
     buffered_bytes: int = 64_000_000
     buffered_bytes_of_address: int = 16_000_000
-    calls: int = 32  # of functions outside the queue, at once
-    calls_of_address: int = 8
-    posts_a_second: float = 50.0
-    posts_in_a_burst: float = 300.0
-
-
-class Refused(Exception):
-    """A request that is not let through. The message is the visitor's."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status, self.message = status, message
-
-
-class Gone(Exception):
-    """The other side has left, or no longer reads."""
+    asked: int = 64  # questions of the page, at once
+    asked_of_address: int = 32
+    posts_a_second: float = 150.0
+    posts_in_a_burst: float = 600.0
 
 
 @dataclass
 class Gate:
-    """What the middleware shares with the process around it."""
+    """What the middleware shares with the process around it.
 
-    queue: AttendedQueue
+    endpoints: of the API by Gradio's number; known once it is there.
+    """
+
+    attendance: Attendance
     journal: Journal
     bounds: Bounds = field(default_factory=Bounds)
+    endpoints: "dict[int, Endpoint]" = field(default_factory=dict)
+    awake: bool = False
     closing: bool = False
+    streams: int = 0
     started: float = field(default_factory=time.monotonic)
-
-    def launch_options(self) -> dict:
-        """For ``Blocks.launch``: the middleware, and the tidying that goes on while the server runs."""
-        return {"app_kwargs": {"middleware": [Middleware(Guard, gate=self)], "lifespan": self._lifespan}}
 
     def close(self):
         """From now on new jobs are refused, and /healthz says so."""
-        self.closing = self.queue.closing = True
+        self.closing = True
 
     def health(self) -> dict:
         """What /healthz answers."""
         return {
             "status": "closing" if self.closing else "ok",
             "uptime_seconds": round(time.monotonic() - self.started),
-            "jobs": len(self.queue.jobs()),
-            "readers": sum(self.queue.readers.values()),
+            "jobs": len(self.attendance.calls),
+            "readers": self.streams,
         }
 
-    @asynccontextmanager
-    async def _lifespan(self, _app):
-        tasks = [asyncio.create_task(work) for work in (self.queue.tidy_for_ever(), sweep_for_ever())]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint of the API: parameters are (name, whether it has a default)."""
+
+    name: str
+    parameters: tuple[tuple[str, bool], ...]
 
 
 class Guard:
@@ -126,7 +112,7 @@ class Guard:
         self.app, self.gate, self.bounds = app, gate, gate.bounds
         self.open = Counter()
         self.buffers = Shares(gate.bounds.buffered_bytes, gate.bounds.buffered_bytes_of_address)
-        self.calls = Shares(gate.bounds.calls, gate.bounds.calls_of_address)
+        self.asked = Shares(gate.bounds.asked, gate.bounds.asked_of_address)
         self.allowances = Allowances(gate.bounds.posts_a_second, gate.bounds.posts_in_a_burst)
 
     async def __call__(self, scope, receive, send):
@@ -140,6 +126,7 @@ class Guard:
     async def _http(self, scope, receive, send):
         request_id = uuid.uuid4().hex
         address = scope["ddpm_hf.address"] = address_of(scope)
+        scope["headers"] = checked_headers(scope)
         answer = Answer(scope, send, request_id, self.bounds.stall_seconds)
         self.open[address] += 1
         try:
@@ -148,9 +135,12 @@ class Guard:
             await answer.refuse(refusal.status, refusal.message)
         except Gone:
             pass
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            await answer.refuse(500, f"The server failed on this request; its number in the log is {request_id}.")
+        except Exception as error:
+            if is_disk_full(error):
+                await answer.refuse(507, DISK_FULL)
+            else:
+                logger.exception("request %s failed", request_id)
+                await answer.refuse(500, f"The server failed on this request; its number in the log is {request_id}.")
         finally:
             self.open[address] -= 1
             if not self.open[address]:
@@ -166,55 +156,129 @@ class Guard:
             await answer.json(503 if self.gate.closing else 200, self.gate.health())
             return
         check_route(method, path)
-        if self.open[address] > self.bounds.open_of_address and not path.startswith(("/assets", "/static", "/svelte")):
+        if path == START:
+            await answer.json(200, True)  # the launch asks for it; see _wake
+            return
+        if self.open[address] > self.bounds.open_of_address and not (method == "GET" and path.startswith(PAGE)):
             raise Refused(429, f"Your address has {self.bounds.open_of_address} connections open: close some first.")
         if method == "POST":
             if not self.allowances.take(address):
                 raise Refused(429, "Your address sends too many requests: wait a few seconds.")
-            async with self._body(scope, receive, path, address) as replay:
-                if path == f"{API}/component_server":
-                    with self.calls.held(address, 1):
-                        await self._while_there(scope, receive, replay, answer)
-                else:
-                    await self.app(scope, replay, answer.send)
+            async with self._body(scope, receive, path, address) as (values, replay):
+                scope["ddpm_hf.values"] = values
+                await self._post(scope, replay, answer, path, values, address)
         elif session := self._session_of_stream(scope, path):
-            await self._stream(scope, receive, answer, session)
+            with self._reading():
+                await self._stream(scope, receive, answer, session)
         else:
             await self.app(scope, receive, answer.send)
 
-    async def _while_there(self, scope, receive, replay, answer: "Answer"):
-        """Answer a call, and give it up when the caller leaves: it may be waiting for the model."""
+    async def _post(self, scope, replay, answer: "Answer", path: str, values, address: str):
+        if path == f"{PAGE}/run":
+            self._check_open()
+            with self._reading():
+                await self._while_there(scope, replay, answer)
+        elif path.startswith(PAGE):
+            with self.asked.held(address, 1):
+                await self._while_there(scope, replay, answer)
+        elif path == f"{API}/cancel":
+            endpoint = endpoint_of(path, values, self.gate.endpoints)
+            ended = self.gate.attendance.cancel(values["session_hash"], endpoint.name, values.get("event_id"))
+            await answer.json(200, {"success": ended})
+        elif path == f"{API}/queue/join" or path.startswith(f"{API}/call/"):
+            self._check_open()
+            endpoint = endpoint_of(path, values, self.gate.endpoints)
+            session = values["session_hash"] if path == f"{API}/queue/join" else None
+            call = self.gate.attendance.admit(endpoint.name, session, address)
+            await self._join(scope, replay, answer, call)
+        else:
+            await self.app(scope, replay, answer.send)
+
+    def _check_open(self):
+        if self.gate.closing:
+            raise Refused(503, "The server is stopping: try again in a minute.")
+
+    async def _wake(self, scope):
+        """Start Gradio's queue, at the first call: from then on it looks for work a thousand times a second."""
+        if self.gate.awake:
+            return
+        self.gate.awake = True
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(_message):
+            pass
+
+        start = {"method": "GET", "path": START, "raw_path": START.encode(), "headers": [], "query_string": b""}
+        await self.app({**scope, **start}, receive, send)
+
+    async def _join(self, scope, replay, answer: "Answer", call: Call):
+        """Hand a call to Gradio, and note the id that it answers with before it goes out."""
+        await self._wake(scope)
+        body, event = b"", None
+
+        async def send(message):
+            nonlocal body, event
+            if message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body") and (found := re.search(rb'"event_id": *"([0-9a-f]{1,64})"', body)):
+                    event = found[1].decode()
+                    self.gate.attendance.named(call, event)
+            await answer.send(message)
+
+        try:
+            await self.app(scope, replay, send)
+        finally:
+            if event is None:
+                self.gate.attendance.named(call, None)
+
+    @contextmanager
+    def _reading(self):
+        self.gate.streams += 1
+        try:
+            yield
+        finally:
+            self.gate.streams -= 1
+
+    async def _while_there(self, scope, receive, answer: "Answer"):
+        """Answer a request, and give it up when the caller leaves: it may be waiting for the model."""
 
         async def watch():
             while (await receive())["type"] != "http.disconnect":
                 pass
             group.cancel_scope.cancel()
 
+        async def nothing():  # more to receive: its values are in the scope, and ``watch`` sees it leave
+            await anyio.sleep_forever()
+
+        failure = None
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
-            await self.app(scope, replay, answer.send)
+            try:
+                await self.app(scope, nothing, answer.send)
+            except Exception as error:  # the group would wrap it
+                failure = error
             group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
-    # ---- streams
+    # ---- streams of the API
 
     def _session_of_stream(self, scope, path: str) -> str | None:
-        """The session whose job messages this request is going to read; None if it is not such a request."""
-        queue = self.gate.queue
+        """The session whose answers this request is going to read; None if it is not such a request."""
         if path == f"{API}/queue/data":
             session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[-1]
-            known = session in queue.pending_messages_per_session
         elif path.startswith(f"{API}/call/"):
-            session = queue.session_of(path.rpartition("/")[2])
-            known = session is not None
+            session = path.rpartition("/")[2]
         else:
             return None
-        if not known:
+        if not self.gate.attendance.knows(session):
             raise Refused(404, "There is no such request, or its answer has been fetched: send it again.")
         return session
 
     async def _stream(self, scope, receive, answer: "Answer", session: str):
-        queue = self.gate.queue
-        queue.opened(session)
+        self.gate.attendance.opened(session)
         try:
             await self.app(scope, receive, answer.send)
         except asyncio.CancelledError:
@@ -223,71 +287,28 @@ class Guard:
         except KeyError:  # Gradio forgets a session at each of its readers that leaves, and stumbles at the second
             logger.debug("a stream ended twice")
         finally:
-            await queue.closed(session, ended=answer.ended)
+            self.gate.attendance.closed(session, ended=answer.ended)
 
     # ---- bodies
 
     @asynccontextmanager
     async def _body(self, scope, receive, path: str, address: str) -> AsyncIterator:
-        """A ``receive`` that gives out a body which has been read whole and looked into."""
+        """The values of a body that has been read whole and checked, and a ``receive`` that gives it out again."""
         headers = dict(scope["headers"])
         limit = self._limit(path)
-        with self.buffers.held(address, self._claimed(headers, limit)):
-            body = await self._read(receive, limit)
-            check_body(path, headers.get(b"content-type", b""), body, self.bounds, self.gate.queue.blocks)
-            yield replayed(body, receive)
+        with self.buffers.held(address, claimed(headers, limit)):
+            body = await read(receive, limit, self.bounds)
+            check_kind(path, headers.get(b"content-type", b""))
+            values = await json_value(body, self.bounds)
+            check_values(path, values, self.gate.endpoints)
+        yield values, receive if path.startswith(PAGE) else replayed(body, receive)
 
     def _limit(self, path: str) -> int:
-        if path == f"{API}/upload":
-            return self.bounds.upload_bytes
-        return self.bounds.small_json_bytes if path in (f"{API}/cancel", f"{API}/reset") else self.bounds.json_bytes
-
-    def _claimed(self, headers: dict, limit: int) -> int:
-        """How many bytes the body is said to have, or the most it may have."""
-        if b"content-encoding" in headers:
-            raise Refused(415, "Send the body as it is, not compressed.")
-        length = headers.get(b"content-length")
-        if length is None:
-            return limit if b"transfer-encoding" in headers else 0
-        if not (length.isascii() and length.isdigit()) or len(length) > 15 or int(length) > limit:
-            raise too_large(limit)
-        return int(length)
-
-    async def _read(self, receive, limit: int) -> bytes:
-        body, deadline = bytearray(), time.monotonic() + self.bounds.body_seconds
-        while True:
-            patience = min(self.bounds.body_pause_seconds, deadline - time.monotonic())
-            try:
-                with anyio.fail_after(max(patience, 0.01)):
-                    message = await receive()
-            except TimeoutError:
-                raise Refused(408, "The request came too slowly: send it again.") from None
-            if message["type"] == "http.disconnect":
-                raise Gone
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise too_large(limit)
-            if not message.get("more_body"):
-                return bytes(body)
-
-
-def too_large(limit: int) -> Refused:
-    size = f"{limit / 1e6:.1f} MB" if limit >= 1e6 else f"{limit / 1e3:.0f} kB"
-    return Refused(413, f"The request is too large: at most {size} are allowed, make it smaller.")
-
-
-def replayed(body: bytes, receive):
-    """A ``receive`` that gives ``body`` and then what comes after it."""
-    sent = False
-
-    async def replay():
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
+        if path in TAKES_PICTURE or path.startswith(f"{API}/mcp"):
+            return self.bounds.json_bytes
+        if path in (f"{API}/cancel", f"{API}/reset"):
+            return self.bounds.small_json_bytes
+        return self.bounds.plain_json_bytes
 
 
 # ---- checks that look only at the request
@@ -306,78 +327,43 @@ def check_route(method: str, path: str):
         raise Refused(405, "There is no such method here: use GET or POST.")
     if (path not in exact and not path.startswith(below)) or "/../" in path:
         raise Refused(404, "There is nothing at this address: the page is at /, its API at /?view=api.")
-    if path.startswith(f"{API}/file=") and re.match(r"[a-z][a-z0-9+.-]*:", path[len(f"{API}/file=") :], re.IGNORECASE):
-        raise Refused(403, "Files of other servers are not fetched.")
     if path.startswith(f"{API}/heartbeat/") and not SESSION.fullmatch(path.rpartition("/")[2]):
         raise Refused(400, "A session is named by up to 64 letters, digits, - and _.")
 
 
-def check_body(path: str, content_type: bytes, body: bytes, bounds: Bounds, page: gr.Blocks):
-    """Refuse a body that Gradio would stumble over, or that would make it fetch or keep something."""
-    kind = content_type.split(b";")[0].strip().lower()
-    if path == f"{API}/upload":
-        if kind != b"multipart/form-data":
-            raise Refused(415, "Send a file as multipart/form-data.")
-        files = len(re.findall(rb"filename\*?\s*=", body))
-        if not 1 <= files <= bounds.upload_files:
-            raise Refused(400, f"Send 1 to {bounds.upload_files} files at a time, not {files}.")
-        return
-    if path.startswith(f"{API}/mcp"):
-        parsed(body, bounds)
-        return
-    if kind != b"application/json":
+def check_kind(path: str, content_type: bytes):
+    if content_type.split(b";")[0].strip().lower() != b"application/json" and not path.startswith(f"{API}/mcp"):
         raise Refused(415, "Send JSON, with the header 'Content-Type: application/json'.")
-    values = parsed(body, bounds)
+
+
+def check_values(path: str, values, endpoints: "dict[int, Endpoint]"):
+    """Refuse a body that Gradio would stumble over, or that would make it fetch or keep something."""
+    if path.startswith(f"{API}/mcp"):
+        return
     if not isinstance(values, dict):
         raise Refused(400, 'The body must be a JSON object, such as {"data": [4]}.')
-    if path == f"{API}/component_server":
-        check_component_call(values, page)
+    if path.startswith(PAGE):
+        if not (isinstance(values.get("session"), str) and SESSION.fullmatch(values["session"])):
+            raise Refused(400, "The field session must be a text of up to 64 letters, digits, - and _.")
         return
     check_fields(path, values)
     if path == f"{API}/reset":
         return
-    function = function_of(path, values, page)
+    endpoint = endpoint_of(path, values, endpoints)
     if path.startswith(f"{API}/call/v2/"):
-        endpoints = page.get_api_info()["named_endpoints"]
-        check_arguments(values, endpoints.get(f"/{function.api_name}", {}).get("parameters", []))
+        check_arguments(values, endpoint)
     elif path != f"{API}/cancel":
-        check_number_of_data(values.get("data"), function)
-
-
-def parsed(body: bytes, bounds: Bounds):
-    """A JSON value of bounded depth and number of parts, none of which makes Gradio fetch a file from elsewhere."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "The body is not JSON.") from None
-    level, depth, count = [value], 0, 0
-    while level:
-        depth += 1
-        inside = []
-        for part in level:
-            if isinstance(part, dict):
-                check_file(part)
-                inside += part.values()
-            elif isinstance(part, list):
-                inside += part
-        count += len(inside)
-        if depth > bounds.json_depth or count > bounds.json_values:
-            raise Refused(400, f"The JSON is nested deeper than {bounds.json_depth}, or of too many values.")
-        level = inside
-    return value
-
-
-def check_file(part: dict):
-    """Gradio downloads the file of a dict with an address for a path."""
-    where = part.get("path")
-    if isinstance(where, str) and re.match(r"\s*(?!data:)[a-z][a-z0-9+.-]*:", where, re.IGNORECASE):
-        raise Refused(400, "Send the picture itself, not its address.")
+        check_number_of_data(values.get("data"), endpoint)
 
 
 def check_fields(path: str, values: dict):
     """The fields around the data. The data themselves are checked by the handlers, see limits.py."""
-    check_session(values.get("session_hash"), needed=path in (f"{API}/queue/join", f"{API}/cancel"))
-    for name in ("batched", "simple_format", "oauth_token", "request"):
+    refused = ["batched", "simple_format", "oauth_token", "request"]
+    if path.startswith(f"{API}/call/"):
+        refused.append("session_hash")  # Gradio names the session after the event
+    else:
+        check_session(values.get("session_hash"), needed=path in (f"{API}/queue/join", f"{API}/cancel"))
+    for name in refused:
         if values.get(name):
             raise Refused(400, f"The field {name} is not taken here.")
 
@@ -389,47 +375,39 @@ def check_session(session, *, needed: bool):
         raise Refused(400, "session_hash must be a text of up to 64 letters, digits, - and _.")
 
 
-def function_of(path: str, values: dict, page: gr.Blocks):
-    """The function of the page that a request calls or cancels."""
-    name = path.rpartition("/")[2]
+def endpoint_of(path: str, values: dict, endpoints: "dict[int, Endpoint]") -> "Endpoint":
+    """The endpoint that a request calls or cancels."""
     number = values.get("fn_index")
-    if number is None and path not in (f"{API}/queue/join", f"{API}/cancel"):
-        found = [function for function in page.fns.values() if function.api_name == name]
+    if number is None and path.startswith(f"{API}/call/"):
+        name = path.rpartition("/")[2]
+        found = next((endpoint for endpoint in endpoints.values() if endpoint.name == name), None)
     elif isinstance(number, int) and not isinstance(number, bool):
-        found = [page.fns[number]] if number in page.fns else []
+        found = endpoints.get(number)
     else:
-        raise Refused(400, "fn_index must be a whole number, the number of a function of the page.")
-    if not found or found[0].fn is None:
+        raise Refused(400, "fn_index must be a whole number, the number of a function of the API.")
+    if found is None:
         raise Refused(404, "There is no such function: see /?view=api for those there are.")
-    return found[0]
+    return found
 
 
-def check_number_of_data(data, function):
+def check_number_of_data(data, endpoint: "Endpoint"):
     if not isinstance(data, list):
         raise Refused(400, "The field data must be a list with one value for every input.")
-    wanted = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
-    if len(data) not in wanted:
-        raise Refused(400, f"The field data must have {min(wanted)} values, not {len(data)}: see /?view=api.")
+    if len(data) != len(endpoint.parameters):
+        raise Refused(
+            400, f"The field data must have {len(endpoint.parameters)} values, not {len(data)}: see /?view=api."
+        )
 
 
-def check_arguments(values: dict, parameters: list[dict]):
+def check_arguments(values: dict, endpoint: "Endpoint"):
     """Of a call with an object of named arguments."""
-    known = [parameter["parameter_name"] for parameter in parameters]
+    known = [name for name, _ in endpoint.parameters]
     for name in values:
         if name not in known:
             raise Refused(400, f"There is an argument that this endpoint does not take; it takes {', '.join(known)}.")
-    for parameter in parameters:
-        if not parameter["parameter_has_default"] and parameter["parameter_name"] not in values:
-            raise Refused(400, f"The argument {parameter['parameter_name']} is missing.")
-
-
-def check_component_call(values: dict, page: gr.Blocks):
-    """A call of a component's own method on the server."""
-    check_session(values.get("session_hash"), needed=True)
-    number, name = values.get("component_id"), values.get("fn_name")
-    component = page.blocks.get(number) if isinstance(number, int) else None
-    if not isinstance(name, str) or not getattr(getattr(component, name, None), "_is_server_fn", False):
-        raise Refused(404, "There is no such function of a component.")
+    for name, has_default in endpoint.parameters:
+        if not has_default and name not in values:
+            raise Refused(400, f"The argument {name} is missing.")
 
 
 # ---- answers
@@ -485,7 +463,7 @@ class Answer:
             more.append((b"retry-after", b"5"))
         await self.json(status, {"detail": message, "error": message}, more)
 
-    async def json(self, status: int, value: dict, headers=()):
+    async def json(self, status: int, value, headers=()):
         self._started = True
         body = json.dumps(value).encode()
         described = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -518,6 +496,7 @@ LINES = {
     413: "The request is too large.",
     422: "The request lacks a field or has one of the wrong type: see /?view=api.",
     503: "The server is busy: try again in a minute.",
+    507: DISK_FULL,
 }
 
 

@@ -4,10 +4,9 @@ import base64
 import binascii
 import contextlib
 import io
-import os
 import re
 import threading
-from pathlib import Path
+import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -24,6 +23,8 @@ FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF", "BMP": "B
 _WANTED = "send a PNG, JPEG, WebP, GIF or BMP file."
 
 _decoding = threading.Lock()
+# Pillow would write two lines into the log for a picture that is refused here, by a limit below its own.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def picture(source, *, max_side: int = MAX_SIDE) -> Image.Image:
@@ -32,8 +33,7 @@ def picture(source, *, max_side: int = MAX_SIDE) -> Image.Image:
     It takes up to half a second, so call it in a thread. Nothing but the pixels is kept: no EXIF, no profile.
 
     Args:
-        source: what came over the wire: the bytes of a file; a data URL; or a file that was uploaded to Gradio, as its
-            path or as the dict that stands for it.
+        source: what came over the wire: the bytes of a file, or a data URL.
         max_side: pixels; a larger picture is made smaller.
 
     Returns:
@@ -62,14 +62,10 @@ def read(source) -> bytes:
     """The bytes behind ``source``, which ``picture`` describes.
 
     Raises:
-        UserError: if there are none, too many, or ``source`` is not of the visitor's own.
+        UserError: if there are none, or too many.
     """
-    if isinstance(source, dict):
-        source = source.get("path") or source.get("url")
     if isinstance(source, str) and source.startswith("data:"):
         content = _from_data_url(source)
-    elif isinstance(source, str | Path):
-        content = _from_upload(source)
     elif isinstance(source, bytes | bytearray | memoryview):
         content = bytes(source)
     else:
@@ -98,21 +94,6 @@ def _from_data_url(url: str) -> bytes:
         raise UserError("the picture's data URL is damaged: send it again.") from None
 
 
-def _from_upload(path: str | Path) -> bytes:
-    """Of a file in Gradio's upload folder: a path from a stranger may name any other file of the server."""
-    from gradio.utils import get_upload_folder
-
-    folder = os.path.realpath(get_upload_folder())
-    try:
-        real = os.path.realpath(path)
-        if os.path.commonpath([folder, real]) != folder or not os.path.isfile(real):
-            raise UserError("the picture is no longer on the server: send it again.")
-        with open(real, "rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError):  # a zero byte, a name too long, swept away meanwhile
-        raise UserError("the picture is no longer on the server: send it again.") from None
-
-
 # ---- decoding
 
 
@@ -133,7 +114,7 @@ def _open(content: bytes) -> Image.Image:
 def _check_pixels(image: Image.Image):
     width, height = image.size
     if min(width, height) < 2:
-        raise UserError(f"the picture has {width} x {height} pixels: at least 2 x 2 would be right.")
+        raise UserError(f"the picture has {width} x {height} pixels; it needs at least 2 x 2.")
     if width * height > MAX_PIXELS:
         raise UserError(f"the picture has {width} x {height} pixels: {_smaller()}")
 

@@ -1,5 +1,6 @@
 """The request log: one line of JSON for every job and every refusal, without anything that names a person."""
 
+import asyncio
 import hmac
 import json
 import logging
@@ -7,11 +8,31 @@ import math
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.ui.limits import STOPPED
 
 logger = logging.getLogger("ddpm_hf.requests")
 
 REFUSALS_A_SECOND = 10  # more are counted and not written: a flood must not fill the disk
+
+
+@dataclass
+class Entry:
+    """A job on its way. outcome: "done", "refused", "failed", "stopped", "left" (its reader went away) or "unread"."""
+
+    since: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    outcome: str = "done"
+    request: str = ""
+
+    def began(self):
+        """Its first value is there."""
+        self.first = self.first or time.monotonic() - self.since
 
 
 class Journal:
@@ -25,25 +46,38 @@ class Journal:
         """A visitor's address as the log shows it: the same one at every request, until the next start."""
         return hmac.digest(self._salt, address.encode("utf-8", "replace"), "sha256").hex()[:12] if address else ""
 
-    def job(self, request_id, endpoint, *, settings, seconds, first, outcome, message, address):
-        """A job that has ended.
+    @contextmanager
+    def job(self, endpoint: str, settings: dict, address: str) -> Iterator[Entry]:
+        """Write a line at the end of the block, which does a job; whoever does it may set the outcome.
 
         Args:
             settings: what was asked for. Of pictures and of long texts only the length is written.
-            seconds, first: from its arrival to its end, and to its first value.
-            outcome: "done", "refused", "failed", "stopped", "left" (its reader went away) or "unread".
         """
-        self._write(
-            event="job",
-            request=request_id,
-            endpoint=endpoint,
-            settings=_bounded({_short(name): _short(value) for name, value in settings.items()}),
-            seconds=round(seconds, 3),
-            first=None if first is None else round(first, 3),
-            outcome=outcome,
-            message=None if message is None else _short(message, 200),
-            who=self.who(address),
-        )
+        entry, message = Entry(), None
+        try:
+            yield entry
+        except UserError as error:
+            entry.outcome = "stopped" if str(error) == STOPPED else "refused"
+            message = str(error) if entry.outcome == "refused" else None
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            entry.outcome = "left"
+            raise
+        except BaseException:
+            entry.outcome = "failed"
+            raise
+        finally:
+            self._write(
+                event="job",
+                request=entry.request,
+                endpoint=endpoint,
+                settings=_bounded({_short(name): _short(value) for name, value in settings.items()}),
+                seconds=round(time.monotonic() - entry.since, 3),
+                first=None if entry.first is None else round(entry.first, 3),
+                outcome=entry.outcome,
+                message=None if message is None else _short(message, 200),
+                who=self.who(address),
+            )
 
     def refusal(self, request_id: str, status: int, method: str, path: str, message: str, address: str):
         """A request that went no further than the door."""

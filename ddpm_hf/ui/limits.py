@@ -1,13 +1,15 @@
 """What a visitor may ask for: every limit of the page and of the API is here, and is checked here."""
 
+import errno
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.memory import memory_limit, sampling_bytes
 from ddpm_hf.pipeline import MyDDPMPipeline
-from ddpm_hf.samplers import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
-from ddpm_hf.sampling import class_names
+from ddpm_hf.samplers import SAMPLERS
+from ddpm_hf.sampling import Sampling, carried_interval, class_names, own_sampling, run_sampling, whole_numbers
 
 MAX_IMAGES = 64
 # Network calls x images. 16 images with all 1000 steps, guided, take minutes on 2 cores.
@@ -15,28 +17,33 @@ MAX_WORK = 32_000
 MAX_SEED = 2**32 - 1
 MAX_GUIDANCE = 20.0
 MAX_SECONDS = 300.0
-MAX_QUEUE = 20
-# jobs that wait or run
-MAX_JOBS_OF_SESSION = 3
-MAX_JOBS_OF_ADDRESS = 8
-MAX_JOBS = 40
+# Runs that wait or take turns. A classroom has one address, so an address may have more than a session.
+MAX_JOBS_OF_SESSION = 4
+MAX_JOBS_OF_ADDRESS = 40
+MAX_JOBS = 80
+MAX_WAIT_SECONDS = 900.0
 
 DEFAULT_IMAGES = 16
 COMPARED_LANES = (2, 4)
 DEFAULT_COMPARED = 4
 MAX_COMPARED = 8
 ANY_CLASS = "any"
-STOPPED = "the run was stopped."  # what a visitor is told whose run somebody else ended
+STOPPED = "the run was stopped."  # shown to a visitor whose run somebody else ended
+DISK_FULL = "The server's disk is full: try again in some minutes."
 _OWN = object()  # the model's own default
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A request that has been checked. label: the class of all images, or None for all classes in turn."""
+    """A request that has been checked.
+
+    label: the class of all images, or None for all classes in turn. guidance_interval: None of a model without classes.
+    """
 
     num_images: int
     label: int | None
     guidance_scale: float
+    guidance_interval: tuple[float, float] | None
     sampler: str
     steps: int
     seed: int
@@ -52,48 +59,66 @@ class Settings:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits for one model: ``classes``, its names by label (() when unconditional), ``max_steps``, its T."""
+    """The limits for one model: ``classes``, its names by label (() when unconditional), ``max_steps``, its T.
+
+    carried: the sampling that it was exported with, if any. carried_interval: what goes with a scale that is asked for
+    without an interval; None is all timesteps.
+    """
 
     classes: tuple[str, ...]
     max_steps: int
+    carried: Sampling | None = None
+    carried_interval: tuple[float, float] | None = None
     max_images: int = MAX_IMAGES
     max_work: int = MAX_WORK
     max_seconds: float = MAX_SECONDS
 
     @classmethod
     def of(cls, pipeline: MyDDPMPipeline) -> "Limits":
-        return cls(tuple(class_names(pipeline)), pipeline.scheduler.config.num_train_timesteps)
+        memory = memory_limit()
+        fitting = [n for n in range(1, MAX_IMAGES + 1) if sampling_bytes(pipeline, n, n) <= memory]
+        return cls(
+            tuple(class_names(pipeline)),
+            pipeline.scheduler.config.num_train_timesteps,
+            own_sampling(pipeline),
+            carried_interval(pipeline),
+            max_images=max(fitting, default=1),
+        )
 
     @property
-    def default_steps(self) -> int:
-        return min(DEFAULT_STEPS, self.max_steps)
-
-    @property
-    def default_guidance(self) -> float:
-        return DEFAULT_GUIDANCE if self.classes else 1.0
+    def own(self) -> Sampling:
+        """How the model makes images where nothing else is asked for."""
+        return self.carried or run_sampling(self.max_steps, bool(self.classes))
 
     def check(
         self,
         num_images=DEFAULT_IMAGES,
         class_name=ANY_CLASS,
         guidance_scale=_OWN,
-        sampler=DEFAULT_SAMPLER,
-        steps=DEFAULT_STEPS,
+        guidance_interval=_OWN,
+        sampler=_OWN,
+        steps=_OWN,
         seed=0,
     ) -> Settings:
-        """Settings from values of any type, as they came over the wire.
+        """Settings from values of any type, as they came over the wire; what is left out is the model's own.
 
         Raises:
             UserError: naming the first value that is not allowed, and what is.
         """
-        guidance = self.default_guidance if guidance_scale is _OWN else guidance_scale
+        own, everywhere = self.own, (0, self.max_steps) if self.classes else None
+        if guidance_interval is _OWN:
+            given = guidance_scale is not _OWN
+            guidance_interval = (self.carried_interval or everywhere) if given else own.guidance_interval
+        guidance_scale = own.guidance_scale if guidance_scale is _OWN else guidance_scale
         settings = Settings(
             num_images=_whole("number of images", num_images, 1, self.max_images),
             label=self._label(class_name),
-            guidance_scale=_number("guidance scale", guidance, 0.0, MAX_GUIDANCE),
-            sampler=_sampler(sampler),
-            steps=_whole("steps", steps, 1, self.max_steps),
-            seed=_whole("seed", seed, 0, MAX_SEED),
+            guidance_scale=_number("guidance scale", guidance_scale, 0.0, MAX_GUIDANCE),
+            guidance_interval=self._interval(guidance_interval),
+            sampler=_sampler(own.sampler if sampler is _OWN else sampler),
+            steps=_whole("steps", own.steps if steps is _OWN else steps, 1, self.max_steps),
+            # one image may be one of a run that began at the last seed
+            seed=_whole("seed", seed, 0, MAX_SEED if num_images != 1 else MAX_SEED + MAX_IMAGES - 1),
         )
         if not self.classes and settings.guidance_scale != 1:
             raise UserError("this model has no classes to guide towards: leave the guidance scale at 1.")
@@ -101,7 +126,13 @@ class Limits:
         return settings
 
     def check_comparison(
-        self, lanes=(), num_images=DEFAULT_COMPARED, class_name=ANY_CLASS, guidance_scale=_OWN, seed=0
+        self,
+        lanes=(),
+        num_images=DEFAULT_COMPARED,
+        class_name=ANY_CLASS,
+        guidance_scale=_OWN,
+        guidance_interval=_OWN,
+        seed=0,
     ) -> tuple[Settings, ...]:
         """Settings of each lane, which are {"sampler", "steps"}, from values of any type.
 
@@ -114,11 +145,12 @@ class Limits:
         if not all(isinstance(lane, dict) and set(lane) <= {"sampler", "steps"} for lane in lanes):
             raise UserError("each of the lanes must be a sampler and its steps.")
         _whole("number of images to compare", num_images, 1, MAX_COMPARED)
-        common = {"num_images": num_images, "class_name": class_name, "guidance_scale": guidance_scale, "seed": seed}
-        checked = tuple(self.check(**common, **{"steps": self.default_steps, **lane}) for lane in lanes)
+        common = {"num_images": num_images, "class_name": class_name, "seed": seed}
+        common |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        checked = tuple(self.check(**common, **lane) for lane in lanes)
         if len(set(checked)) < len(checked):
             raise UserError("two of the lanes are the same: change a sampler or its steps.")
-        if sum(settings.num_images * network_calls(settings) for settings in checked) > self.max_work:
+        if sum(settings.num_images * self.network_calls(settings) for settings in checked) > self.max_work:
             raise UserError("these lanes are too much work together: take fewer steps, lanes or images.")
         return checked
 
@@ -167,14 +199,37 @@ class Limits:
         )
 
     def _check_work(self, settings: Settings):
-        a_step = network_calls(settings, steps=1)
-        work = settings.num_images * network_calls(settings)
+        a_step = self.network_calls(settings, steps=1)
+        work = settings.num_images * self.network_calls(settings)
         if work <= self.max_work:
             return
-        images = self.max_work // network_calls(settings)
+        images = self.max_work // self.network_calls(settings)
         steps = self.max_work // (settings.num_images * a_step)
         advice = f"take at most {steps} steps" + (f" or {images} images" if images else "")
         raise UserError(f"{settings.num_images} images with {settings.steps} steps are too much work: {advice}.")
+
+    def network_calls(self, settings: Settings, steps: int | None = None) -> int:
+        """About how often the network runs for every image."""
+        order = SAMPLERS[settings.sampler].scheduler_class.order
+        low, high = settings.guidance_interval or (0, 0)
+        guided = 0 if settings.guidance_scale == 1 else min(1, (high - low + 1) / self.max_steps)
+        return math.ceil((settings.steps if steps is None else steps) * order * (1 + guided))
+
+    def _interval(self, value) -> tuple[float, float] | None:
+        if not self.classes:
+            if value is not None:
+                raise UserError("this model has no classes to guide towards: leave out the guidance interval.")
+            return None
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise UserError(f"guidance interval must be two timesteps, not {_shown(value)}.")
+        low, high = (_number("guidance interval", timestep, 0, self.max_steps) for timestep in value)
+        if low > high:
+            raise UserError("guidance interval must not end before it starts.")
+        return whole_numbers((low, high))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def request_of(values, known: Collection[str]) -> dict:
@@ -189,12 +244,6 @@ def request_of(values, known: Collection[str]) -> dict:
         if name not in known:
             raise UserError(f"there is no setting {_shown(name)}; {nearest(str(name)[:40], known)}")
     return dict(values)
-
-
-def network_calls(settings: Settings, steps: int | None = None) -> int:
-    """How often the network runs for every image."""
-    order = SAMPLERS[settings.sampler].scheduler_class.order
-    return (settings.steps if steps is None else steps) * order * (1 if settings.guidance_scale == 1 else 2)
 
 
 def _number(name: str, value, low: float, high: float) -> float:

@@ -5,13 +5,21 @@ from urllib.parse import parse_qsl, urlencode
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.samplers import SAMPLERS, make_scheduler
+from ddpm_hf.sampling import interval_text
 from ddpm_hf.ui.files import settings_values
 from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.models import Model
-from ddpm_hf.ui.runs import SETTINGS, Engine, one_line_errors
+from ddpm_hf.ui.runs import SETTINGS, Engine
 from ddpm_hf.ui.tasks import labels_of
 
 MAX_QUERY = 2000  # characters
+READ = {  # from the text in a link
+    "guidance_scale": float,
+    "guidance_interval": lambda text: [float(part) for part in text.split(",")],
+    "num_images": int,
+    "steps": int,
+    "seed": int,
+}
 SNIPPETS = ("diffusers", "gradio_client", "curl")
 EMBEDDED_SOURCE = "pretrained/fashion_mnist_small"
 LOCAL_URL = "http://127.0.0.1:7860"
@@ -23,27 +31,28 @@ def query_of(settings: dict) -> str:
 
 
 def _short(value) -> str:
-    return str(value).removesuffix(".0")
+    if isinstance(value, list | tuple):
+        return interval_text(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def settings_of_query(engine: Engine, query: str) -> dict:
     """Checked settings from the query of a link; what it does not name has its default.
 
     Raises:
-        gr.Error: with one line for the visitor.
+        UserError: with one line for the visitor.
     """
-    with one_line_errors():
-        if not isinstance(query, str) or len(query) > MAX_QUERY:
-            raise UserError("this link is too long.")
-        pairs = dict(parse_qsl(query.removeprefix("?")))
-        values = {key: _value(key, text) for key, text in pairs.items() if key in SETTINGS}
-        return checked_settings(engine, values)
+    if not isinstance(query, str) or len(query) > MAX_QUERY:
+        raise UserError("this link is too long.")
+    pairs = dict(parse_qsl(query.removeprefix("?")))
+    values = {key: _value(key, text) for key, text in pairs.items() if key in SETTINGS}
+    return checked_settings(engine, values)
 
 
 def _value(key: str, text: str):
     """What a text in a link stands for; a text that is no number stays, and is refused with the others."""
     try:
-        return {"guidance_scale": float, "num_images": int, "steps": int, "seed": int}.get(key, str)(text)
+        return READ.get(key, str)(text)
     except ValueError:
         return text
 
@@ -69,16 +78,15 @@ def snippet(engine: Engine, settings: dict, kind: str, url: str = LOCAL_URL) -> 
         kind: "diffusers", "gradio_client" or "curl". url: where this app is reached.
 
     Raises:
-        gr.Error: with one line for the visitor.
+        UserError: with one line for the visitor.
     """
-    with one_line_errors():
-        if kind not in SNIPPETS:
-            raise UserError(f"code comes for {', '.join(SNIPPETS)}.")
-        settings = checked_settings(engine, settings)
-        model = engine.models.get(settings["model"])
+    if kind not in SNIPPETS:
+        raise UserError(f"code comes for {', '.join(SNIPPETS)}.")
+    settings = checked_settings(engine, settings)
+    model = engine.models.get(settings["model"])
     if kind == "diffusers":
         return _diffusers_code(model, settings)
-    arguments = {key: settings[key] for key in SETTINGS if key in _api_names(engine)}
+    arguments = {key: settings[key] for key in SETTINGS if key in settings and key in _api_names(engine)}
     return (_client_code if kind == "gradio_client" else _curl_code)(arguments, url.rstrip("/"))
 
 
@@ -125,6 +133,7 @@ def _diffusers_code(model: Model, settings: dict) -> str:
     if labels is not None:
         calls.append(f"class_labels={labels if len(set(labels)) > 1 else labels[0]}")
         calls.append(f"guidance_scale={checked.guidance_scale:g}")
+        calls.append(f"guidance_interval={checked.guidance_interval}")
     calls += [f"num_inference_steps={checked.steps}", f"seed={checked.seed}"]
     imports = "" if own else f"from diffusers import {name}\n"
     torch_line, load_dtype = "", ""

@@ -15,28 +15,16 @@ MAX_MEMORY = 4 * 2**30  # bytes of weights in memory at once; $MODELS_MEMORY set
 
 
 def models_from_environment(first: str | None = None) -> list[str | None]:
-    """``first`` or $MODEL_ID, and those of $MODELS, separated by commas; [None], the embedded model, without any."""
+    """``first`` or $MODEL_ID, else None, the embedded model; and those of $MODELS, separated by commas."""
     others = [name.strip() for name in os.environ.get("MODELS", "").split(",")]
-    names = [first or os.environ.get("MODEL_ID"), *others]
-    return list(dict.fromkeys(filter(None, names))) or [None]
+    return list(dict.fromkeys([first or os.environ.get("MODEL_ID") or None, *filter(None, others)]))
 
 
-def memory_from_environment() -> int:
-    """Bytes that $MODELS_MEMORY, a number of GB, allows the weights of all loaded models together.
-
-    Raises:
-        UserError: if it is no such number.
-    """
-    text = os.environ.get("MODELS_MEMORY", "")
-    if not text:
-        return MAX_MEMORY
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0
-    if not 0 < size < 1e6:
-        raise UserError(f"MODELS_MEMORY must be a number of GB such as 4, not {text!r}.")
-    return int(size * 2**30)
+def shown_name(model: str | Path | None) -> str:
+    """How to call a model on the page: a Hub id as it is, of a folder its name, never where it is."""
+    if model is None:
+        return "the small Fashion-MNIST model"
+    return Path(model).resolve().name if Path(model).exists() else str(model)
 
 
 class Model:
@@ -91,6 +79,12 @@ class Model:
         """
         device = self.pipeline.unet.device.type
         return HALF_PRECISION_BATCH.get(device, HALF_PRECISION_BATCH_ELSEWHERE)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a run holds for an image between two calls of the network: about eight tensors in float32."""
+        height, width = self.network_size
+        return 8 * 4 * self.pipeline.unet.config.in_channels * height * width
 
     @property
     def sharing_helps(self) -> bool:
@@ -169,7 +163,7 @@ class Models:
         try:
             return Model(name, self._load(source), source)
         except UserError as error:
-            raise UserError(str(error).replace(source, name)) from None  # where it is here is nobody's business
+            raise UserError(str(error).replace(source, name)) from None  # the server's paths are private
 
     def _make_room(self):
         """Drop models until the rest fits. One at work keeps its network alive until it is done."""

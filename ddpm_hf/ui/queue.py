@@ -1,4 +1,4 @@
-"""Queues that are fair to sessions: each has one turn before any has its second."""
+"""Queues that are fair: addresses take turns, and the sessions of an address take turns with each other."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -6,47 +6,55 @@ from collections.abc import Iterator
 
 
 class FairQueue:
-    """Jobs in the order of their turns, round robin over sessions. Not safe for threads by itself."""
+    """Jobs in the order of their turns, round robin over addresses, then over sessions. Not thread-safe by itself."""
 
     def __init__(self):
-        self._sessions: OrderedDict[str, deque] = OrderedDict()  # the next session first
+        self._addresses: OrderedDict[str, OrderedDict[str, deque]] = OrderedDict()  # the next address first
 
     def __len__(self) -> int:
-        return sum(map(len, self._sessions.values()))
+        return sum(len(jobs) for sessions in self._addresses.values() for jobs in sessions.values())
 
-    def add(self, job, session: str):
-        self._sessions.setdefault(session, deque()).append(job)
-
-    def count(self, session: str) -> int:
-        """How many jobs of ``session`` wait."""
-        return len(self._sessions.get(session, ()))
+    def add(self, job, session: str, address: str = ""):
+        self._addresses.setdefault(address, OrderedDict()).setdefault(session, deque()).append(job)
 
     def take(self):
-        """The next job, or None; its session goes to the end."""
-        if not self._sessions:
+        """The next job, or None; its session and its address go to the end."""
+        if not self._addresses:
             return None
-        session, jobs = self._sessions.popitem(last=False)
+        address, sessions = self._addresses.popitem(last=False)
+        session, jobs = sessions.popitem(last=False)
         job = jobs.popleft()
         if jobs:
-            self._sessions[session] = jobs
+            sessions[session] = jobs
+        if sessions:
+            self._addresses[address] = sessions
         return job
 
     def remove(self, job) -> bool:
         """Take ``job`` out of its turn; False if it does not wait."""
-        for session, jobs in self._sessions.items():
-            if job in jobs:
-                jobs.remove(job)
-                if not jobs:
-                    del self._sessions[session]
-                return True
+        for address, sessions in self._addresses.items():
+            for session, jobs in sessions.items():
+                if job in jobs:
+                    jobs.remove(job)
+                    if not jobs:
+                        del sessions[session]
+                    if not sessions:
+                        del self._addresses[address]
+                    return True
         return False
 
     def __iter__(self) -> Iterator:
         """The jobs in the order in which they are taken if none is added."""
-        for turn in range(max(map(len, self._sessions.values()), default=0)):
-            for jobs in self._sessions.values():
-                if turn < len(jobs):
-                    yield jobs[turn]
+        lines = [deque(_in_turn(sessions.values())) for sessions in self._addresses.values()]
+        yield from _in_turn(lines)
+
+
+def _in_turn(lines) -> Iterator:
+    lines = list(lines)
+    for turn in range(max(map(len, lines), default=0)):
+        for line in lines:
+            if turn < len(line):
+                yield line[turn]
 
 
 class Turns:
@@ -56,13 +64,13 @@ class Turns:
         self._queue = FairQueue()
         self._taken = False
 
-    async def take(self, session: str):
+    async def take(self, session: str, address: str = ""):
         """Wait for a turn. Whoever has it must ``give`` it on."""
         if not self._taken:
             self._taken = True
             return
         turn = asyncio.get_running_loop().create_future()
-        self._queue.add(turn, session)
+        self._queue.add(turn, session, address)
         try:
             await turn
         except asyncio.CancelledError:

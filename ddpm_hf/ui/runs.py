@@ -1,17 +1,16 @@
 """The engine, and the generators that watch a run: one for the page and one for programs.
 
-They are asynchronous generators: Gradio closes them when a visitor presses Stop or goes away, also before the first
-frame, and closing one stops its run within a call of the network.
+They are asynchronous generators: closing one, also before its first value, stops its run after the call of the network
+that is being made. A mistake of the visitor's is a ``UserError``.
 """
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 
-import gradio as gr
+import anyio
 
 from ddpm_hf.devices import leave_cores
 from ddpm_hf.errors import UserError
@@ -19,24 +18,19 @@ from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.ui.cache import MAX_BYTES, Cache
 from ddpm_hf.ui.files import as_base64, described_images, png_file, settings_values
-from ddpm_hf.ui.jobs import MAX_WAIT_SECONDS, Job, Task, Worker, film_of
-from ddpm_hf.ui.limits import STOPPED, Limits, Settings, request_of
+from ddpm_hf.ui.jobs import MAX_ACTIVE, Job, Task, Worker, film_of
+from ddpm_hf.ui.limits import MAX_WAIT_SECONDS, STOPPED, Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
 from ddpm_hf.ui.queue import Turns
 from ddpm_hf.ui.tasks import Frame, Generation
-from ddpm_hf.ui.zero import on_gpu
+from ddpm_hf.ui.zero import has_zero_gpu, on_gpu
 
-SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "model")  # of a generation
+# of a generation
+SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "guidance_interval", "model")
 
-FLUSH_SECONDS = 0.1  # a browser draws no faster than Gradio hands it values
-HEARTBEAT_SECONDS = 0.25  # how soon a visitor who left is noticed
-WAITING_HEARTBEAT_SECONDS = 1.0  # of one who has no hold on the model yet
-POLL_SECONDS = 0.02
-# A browser may skip values that follow each other closely, so each repeats frames of those before it.
-WINDOW_FRAMES = 24
-WINDOW_FLUSHES = 4
+FLUSH_SECONDS = 0.05  # between two values: each costs a browser a picture to draw
+HEARTBEAT_SECONDS = 1.0  # a value without news, so that both sides know that the other is there
 FLUSH_BYTES = 2**20  # of one value, where frames come from the cache
-REMEMBERED_JOBS = 200  # whose frames can be asked for again
 
 
 class Engine:
@@ -65,9 +59,9 @@ class Engine:
     ):
         self.models = Models(Model(public_name(source), pipeline, source), others, load, max_memory)
         self.cache = Cache(cache_bytes)
-        self._tasks: dict[str, Task] = {}  # of the newest jobs, by id
         self._cores = cores
-        self.worker = Worker(self.models, self.cache, on_gpu(self.models), cores=cores)
+        active = 1 if has_zero_gpu() else MAX_ACTIVE  # a GPU is lent to one run
+        self.worker = Worker(self.models, self.cache, on_gpu(self.models), active, cores=cores)
         self.encoding = Turns()  # of files to take away
 
     @property
@@ -88,23 +82,6 @@ class Engine:
     def close(self):
         """End all runs, each after the call it is in: Python must not exit with the network at work."""
         self.worker.close()
-
-    def remember(self, job: Job):
-        """Let ``frames`` know the task of ``job``."""
-        self._tasks[job.id] = job.task
-        while len(self._tasks) > REMEMBERED_JOBS:
-            self._tasks.pop(next(iter(self._tasks)), None)
-
-    def frames(self, run, lane, indices) -> dict[str, dict]:
-        """Frames of a finished job that a page asks for again, by index: {} of one that is unknown or no longer kept.
-
-        A browser that was busy skips values, and the frames in them. The arguments may be of any type.
-        """
-        task = self._tasks.get(run) if isinstance(run, str) else None
-        kept = self.cache.get(task) if task is not None else None
-        wanted = {index for index in indices if isinstance(index, int)} if isinstance(indices, list) else set()
-        frames = [frame for frame in kept or () if frame.lane == lane and frame.index in wanted and frame.src]
-        return {str(frame.index): as_value(frame) for frame in frames[: _first_bytes(frames) if frames else 0]}
 
     async def model(self, values: dict) -> Model:
         """The model that ``values["model"]`` names, loaded if need be; the first without.
@@ -132,51 +109,38 @@ class Engine:
         return model, Generation(model.name, model.limits.check(**values))
 
 
-@contextmanager
-def one_line_errors():
-    """A mistake of the visitor's becomes an error that Gradio shows, and shows nothing else of."""
-    try:
-        yield
-    except UserError as error:
-        raise visible_error(str(error)) from None
-
-
-def visible_error(message: str) -> gr.Error:
-    """An error whose message reaches the visitor, and whose traceback nobody."""
-    return gr.Error(message[:1].upper() + message[1:], print_exception=False)
-
-
 async def watch(engine: Engine, job: Job) -> AsyncIterator[tuple[bool, list[Frame]]]:
     """Queue ``job`` and yield (whether it has ended, new frames) until it has; closing this stops it.
 
-    Yields at least every second, with or without frames: Gradio finds out that a visitor has left when it sends.
+    Yields at least every second, with or without frames.
 
     Raises:
-        gr.Error: if the queue is full.
+        UserError: if the queue is full, or it has waited for too long.
     """
-    with one_line_errors():
-        engine.worker.submit(job)
-    engine.remember(job)
+    news_there, loop = asyncio.Event(), asyncio.get_running_loop()
+    job.notify = lambda: loop.call_soon_threadsafe(news_there.set)
+    engine.worker.submit(job)
     try:
-        news, flushed, state = [], -math.inf, None
+        news, state = [], None
         while True:
+            news_there.clear()
             ended = job.ended.is_set()  # asked before the frames are taken, so that none is left behind
             news += job.take_frames()
             if job.state == "waiting" and job.waited > MAX_WAIT_SECONDS:
-                raise visible_error(f"the model was busy for {MAX_WAIT_SECONDS / 60:.0f} minutes: try again later.")
-            waited = time.monotonic() - flushed
-            patience = WAITING_HEARTBEAT_SECONDS if job.state == "waiting" else HEARTBEAT_SECONDS
+                raise UserError(f"the model was busy for {MAX_WAIT_SECONDS / 60:.0f} minutes: try again later.")
             while ended and len(news) > 1 and (some := _first_bytes(news)) < len(news):
                 yield False, news[:some]
                 news = news[some:]
-                await asyncio.sleep(FLUSH_SECONDS)
-            if ended or job.state != state or waited >= (FLUSH_SECONDS if news else patience):
-                yield ended, news
-                news, flushed, state = [], time.monotonic(), job.state
+            yield ended, news
             if ended:
                 return
-            await asyncio.sleep(FLUSH_SECONDS if job.state == "waiting" else POLL_SECONDS)
+            flushed, news, state = time.monotonic(), [], job.state
+            with anyio.move_on_after(HEARTBEAT_SECONDS):
+                await news_there.wait()
+            if job.state == state:
+                await asyncio.sleep(max(0, flushed + FLUSH_SECONDS - time.monotonic()))
     finally:
+        job.notify = lambda: None
         engine.worker.cancel(job)
 
 
@@ -186,16 +150,16 @@ def _first_bytes(frames: list[Frame]) -> int:
     return max(1, sum(size <= FLUSH_BYTES for size in sizes))
 
 
-async def finished(engine: Engine, task: Task, model: Model, session: str = "") -> tuple[Frame, ...]:
+async def finished(engine: Engine, task: Task, model: Model, session: str = "", address: str = "") -> tuple[Frame, ...]:
     """The frames of ``task``, those with pixels at least, from the cache or computed.
 
     Raises:
-        gr.Error: if it fails, or is stopped.
+        UserError: if it fails, or is stopped.
     """
     film = engine.cache.get(film_of(task))
     if film is not None:
         return film
-    job, frames = Job(task, model, session), []
+    job, frames = Job(task, model, session, address), []
     async with aclosing(watch(engine, job)) as reports:
         async for _, news in reports:
             frames += [frame for frame in news if frame.pixels is not None]
@@ -204,9 +168,9 @@ async def finished(engine: Engine, task: Task, model: Model, session: str = "") 
 
 
 def raise_if_failed(job: Job):
-    """Raises gr.Error for an ended job without a result."""
+    """Raises UserError for an ended job without a result."""
     if job.state != "done":
-        raise visible_error(job.error or STOPPED)
+        raise UserError(job.error or STOPPED)
 
 
 def waiting_words(engine: Engine, job: Job) -> str:
@@ -219,44 +183,50 @@ def waiting_words(engine: Engine, job: Job) -> str:
     return "one run ahead of yours" if ahead == 1 else f"{ahead} runs ahead of yours"
 
 
-async def stream_to_stage(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
-    """Values for the stage (see ``stage.make_stage``) while the request ``values`` is computed.
+async def stream_to_stage(engine: Engine, values: dict, session: str = "", address: str = "") -> AsyncIterator[dict]:
+    """Values for the stage (see ``stage_values``) while the request ``values`` is computed.
 
     Raises:
-        gr.Error: for a request outside the limits, or one that failed.
+        UserError: for a request outside the limits, or one that failed.
     """
-    with one_line_errors():
-        model, task = await engine.generation(values)
-    head = stage_head(model, task.settings)
-    async with aclosing(stage_values(engine, Job(task, model, session), head)) as stream:
+    model, task = await engine.generation(values)
+    async with aclosing(stage_values(engine, Job(task, model, session, address), task.settings)) as stream:
         async for value in stream:
-            if value["state"] == "done":
-                value = {**value, "images": described_images(model, task.settings)}
             yield value
 
 
-async def stage_values(engine: Engine, job: Job, head: dict) -> AsyncIterator[dict]:
-    """Run ``job``, of one lane, and yield ``head`` with what changes."""
-    window, value = Window(), None
+async def stage_values(engine: Engine, job: Job, settings: Settings, **head) -> AsyncIterator[dict]:
+    """Run ``job``, of one lane, and yield what a stage of the page shows.
+
+    run: id of the run.
+    state: "waiting", "running", "done", "stopped" or "failed".
+    queue: while waiting, the place in the queue in words.
+    total, steps: number of frames after the first, and of steps asked for (fewer with two network calls a step).
+    seconds: since the start of the run. cached: whether it was answered from memory.
+    tile: width and height of an image in pixels.
+    seeds, names: for every image, its seed, and the name of its class or None.
+    settings: the checked request.
+    frames: the new ones by index, "0" being the noise: {"t": timestep of x_t, None for the finished images, "at":
+        seconds, "src": data URL of the images side by side, x_t above the x_0 predicted from it}; see ``tasks.Frame``.
+        "0" comes twice, without and with its x_0, all others once.
+    images: at last, see ``described_images``.
+    """
+    model = engine.models.get(job.task.model)
+    head = {"run": job.id, **stage_head(model, settings), **head}
     async with aclosing(watch(engine, job)) as reports:
         async for ended, news in reports:
-            state, words = job.state if ended or job.state == "waiting" else "running", waiting_words(engine, job)
-            if value is None or ended or news or (state, words) != (value["state"], value["queue"]):
-                value = {
-                    "run": job.id,
-                    **head,
-                    "state": state,
-                    "total": job.totals[0],
-                    "queue": words,
-                    "cached": job.cached,
-                    "seconds": round(job.seconds, 3),
-                    "frames": window.push([(frame.index, as_value(frame)) for frame in news]),
-                }
-            # Without news the same value again: Gradio sends the difference, which is nothing. (After gr.skip() it
-            # would send the whole window.)
-            yield value
+            value = {
+                **head,
+                "state": job.state if ended or job.state == "waiting" else "running",
+                "total": job.totals[0],
+                "queue": waiting_words(engine, job),
+                "cached": job.cached,
+                "seconds": round(job.seconds, 3),
+                "frames": {str(frame.index): as_value(frame) for frame in news},
+            }
+            yield {**value, "images": described_images(model, settings)} if value["state"] == "done" else value
     if job.error:
-        raise visible_error(job.error)
+        raise UserError(job.error)
 
 
 def as_value(frame: Frame) -> dict:
@@ -264,27 +234,11 @@ def as_value(frame: Frame) -> dict:
     return {"t": frame.t, "at": frame.seconds, "src": frame.src}
 
 
-class Window:
-    """The frames that a value carries: the newest ones, and all of the last few values."""
-
-    def __init__(self):
-        self._frames: dict[str, dict] = {}
-        self._starts: list[int] = []
-
-    def push(self, news: list[tuple[int, dict]]) -> dict[str, dict]:
-        """Frames by step, with ``news`` added and what is old enough dropped."""
-        self._starts = [*self._starts, len(news)][-WINDOW_FLUSHES:]
-        frames = {**self._frames, **{str(index): frame for index, frame in news}}
-        size = max(WINDOW_FRAMES, sum(self._starts))
-        self._frames = dict(itertools.islice(frames.items(), max(0, len(frames) - size), None))
-        return self._frames
-
-
 # ---- a run as others see it
 
 
 def stage_head(model: Model, settings: Settings) -> dict:
-    """What a stage is told of a run, and does not change."""
+    """The facts of a run that a stage shows and that do not change."""
     images = described_images(model, settings)
     return {
         "steps": settings.steps,
@@ -298,15 +252,16 @@ def stage_head(model: Model, settings: Settings) -> dict:
 # ---- programs
 
 
-async def generate_for_program(engine: Engine, values: dict, session: str = "") -> AsyncIterator[dict]:
+async def generate_for_program(
+    engine: Engine, values: dict, session: str = "", address: str = ""
+) -> AsyncIterator[dict]:
     """Progress, ``{"done": False, "step", "total"}``, and at last the images: what ``/generate`` answers.
 
     Raises:
-        gr.Error: for a request outside the limits, or one that failed.
+        UserError: for a request outside the limits, or one that failed.
     """
-    with one_line_errors():
-        model, task = await engine.generation(values)
-    job = Job(task, model, session)
+    model, task = await engine.generation(values)
+    job = Job(task, model, session, address)
     async with aclosing(watch(engine, job)) as reports:
         async for ended, _ in reports:
             if not ended:

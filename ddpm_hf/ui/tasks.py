@@ -61,11 +61,12 @@ class Generation:
     def group(self) -> Hashable:
         """Tasks with the same group can share calls of the network."""
         settings = self.settings
-        return (Generation, self.model, settings.sampler, settings.steps, settings.guidance_scale)
+        guidance = (settings.guidance_scale, settings.guidance_interval)
+        return (Generation, self.model, settings.sampler, settings.steps, *guidance)
 
     @property
     def rows(self) -> int:
-        """Images of one call of the network."""
+        """Images of one call of the network, at most."""
         return self.settings.num_images * (1 if self.settings.guidance_scale == 1 else 2)
 
     def totals(self, model: Model) -> list[int]:
@@ -123,7 +124,8 @@ class Film:
             some = list(seeds[first : first + size])
             pipeline = with_sampler(model.pipeline, settings.sampler)
             theirs = None if labels is None else list(labels[first : first + size])
-            parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, settings.steps, seed=some)))
+            options = {"seed": some, "guidance_interval": settings.guidance_interval}
+            parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, settings.steps, **options)))
         noise = starting_noise(model.pipeline, seeds)
         return cls(model, parts, noise, timesteps_of(model, settings.sampler, settings.steps))
 
@@ -138,7 +140,7 @@ class Film:
                     yield None
                 began = time.perf_counter()
                 step = next(stream)
-                made.append((pipeline.unit_variance(step.sample), step.pred_original_sample))
+                made.append((pipeline.unit_variance(step), step.pred_original_sample))
                 self.seconds += time.perf_counter() - began
             x_next, x_0 = (torch.cat(tensors) for tensors in zip(*made))
             yield Still(index, step.timestep, x_t, x_0)

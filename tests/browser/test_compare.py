@@ -42,7 +42,7 @@ def test_lanes_start_from_the_same_noise_and_end_at_a_distance(open_page):
     assert len(set(lanes_at(page))) == 3
     assert [lane.get_attribute("data-frames") for lane in page.locator(".lane").all()] == ["8", "9", "41"]
     costs = page.locator(".lane-cost").all_inner_texts()
-    assert [cost.split(" · ")[0] for cost in costs] == ["14 calls", "16 calls", "80 calls"]  # guided: two a step
+    assert [cost.split(" · ")[0] for cost in costs] == ["9 calls", "11 calls", "56 calls"]  # two where t <= 400
     assert all(re.fullmatch(r"\d+ calls · [\d.]+ s", cost) for cost in costs)
 
     page.wait_for_selector(f"{COMPARE}[data-state=done]", timeout=600_000)
@@ -64,6 +64,7 @@ def test_lanes_start_from_the_same_noise_and_end_at_a_distance(open_page):
     expect(chart.locator("b")).to_have_text([re.compile(r"0\.\d+"), f"{many:.3f}"])
 
 
+@pytest.mark.slow
 def test_lanes_are_added_removed_and_stopped(open_page):
     page = open_page("colours")
     open_tab(page, "Compare")
@@ -112,6 +113,7 @@ def test_lanes_are_added_removed_and_stopped(open_page):
     expect(lanes.first.locator("canvas")).to_have_attribute("aria-label", "No pictures of these settings yet")
 
 
+@pytest.mark.slow
 def test_a_press_while_distances_are_measured_starts_anew(open_page):
     page = open_page()
     open_tab(page, "Compare")
@@ -121,11 +123,14 @@ def test_a_press_while_distances_are_measured_starts_anew(open_page):
         page.locator(".lane").nth(lane).get_by_role("spinbutton", name="steps").fill(str(steps))
     compare = bar.get_by_role("button", name="Compare")
     chart, lanes = page.locator(".distances"), page.locator(".lane")
+    seed = bar.get_by_role("spinbutton", name="Seed")
     for steps in (6, 7, 8):
+        seed.fill(str(steps))  # noise whose distances are not known yet, however fast the machine is
         compare.click()
         page.wait_for_selector(f"{COMPARE}[data-state=measuring]")
-        expect(chart).to_contain_text(re.compile(r"DDIM is at step \d+ of 1000 .*, about [\d.]+ s left"))
+        expect(chart).to_contain_text(re.compile(r"DDIM is at step \d+ of 1000 .*, about [\d.]+ (s|min) left"))
         lanes.first.get_by_role("spinbutton", name="steps").fill(str(steps))
+        seed.fill(str(100 + steps))
         compare.click()
         expect(lanes.first).to_have_attribute("data-frames", str(steps + 1))
         expect(lanes.last).to_have_attribute("data-frames", "5")

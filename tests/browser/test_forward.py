@@ -41,6 +41,7 @@ def sources(page) -> list[str]:
     return page.locator(f"{FORWARD} .frame img").evaluate_all("(images) => images.map((image) => image.src)")
 
 
+@pytest.mark.slow
 def test_an_example_disappears_as_t_grows(open_page):
     page = open_page("embedded")
     open_tab(page, "Forward")
@@ -102,13 +103,13 @@ def test_an_example_disappears_as_t_grows(open_page):
     # the same again comes from memory; guidance is part of what is asked for
     page.get_by_role("button", name="Denoise from here").click()
     expect(status).to_have_text("Done: 5 steps from t = 99 down, from memory")
-    page.get_by_role("spinbutton", name="Guidance").locator("visible=true").fill("3")
+    page.get_by_role("spinbutton", name="Guidance").locator("visible=true").fill("4")
     page.get_by_role("button", name="Denoise from here").click()
     expect(status).to_have_text(re.compile("in [\\d.]+ s"))
-    assert page.evaluate("ddpm.parts.forward.run.settings.guidance_scale") == 3
+    assert page.evaluate("ddpm.parts.forward.run.settings.guidance_scale") == 4
 
 
-@pytest.mark.parametrize("model", ["shapes", "colours"])
+@pytest.mark.parametrize("model", ["shapes", pytest.param("colours", marks=pytest.mark.slow)])
 def test_a_model_without_examples_invites_and_makes_one(open_page, model):
     page = open_page(model)
     expect(page.locator("#settings .classes[data-plain]")).to_have_count(1 if model == "shapes" else 0)

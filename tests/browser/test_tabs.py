@@ -30,6 +30,14 @@ def test_tabs_by_pointer_keyboard_and_link(open_page):
     expect(open_page(path="/#theory").locator("#theory")).to_be_visible()
 
 
+def test_a_change_of_tab_keeps_the_links_query(open_page):
+    page = open_page(path="/?steps=3&num_images=1&seed=5")
+    finish(page, 3)
+    open_tab(page, "Compare")
+    open_tab(page, "Generate")
+    assert "seed=5" in page.evaluate("location.search")
+
+
 @pytest.mark.parametrize(
     ("width", "dark"),
     [
@@ -60,7 +68,7 @@ def serious(page) -> list[tuple[str, list[str]]]:
     return [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found]
 
 
-@pytest.mark.parametrize("model", ["shapes", "colours"])
+@pytest.mark.parametrize("model", ["shapes", pytest.param("colours", marks=pytest.mark.slow)])
 def test_every_tab_fits_a_phone(open_page, model):
     page = open_page(model, width=390, height=844)
     for name in TABS:
@@ -73,6 +81,7 @@ def test_every_tab_fits_a_phone(open_page, model):
         assert box["y"] >= 0 and box["y"] + box["height"] <= 844
 
 
+@pytest.mark.slow
 def test_another_model_brings_its_own_controls(open_page):
     page = open_page("several")
     settings = page.locator("#settings")

@@ -8,10 +8,9 @@ from making import numbered, told
 
 from ddpm_hf.data import Source, load_images, open_stream
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.retries import RetryLimits
 
 NAME = "alice/numbers"
-ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def _afresh(tmp_path, monkeypatch):
     """No data set of another test in the caches, and little patience."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr("ddpm_hf.data.sources.LIMITS", Limits(silence=2, attempts=4, patience=20, first_wait=0.05))
+    monkeypatch.setattr("ddpm_hf.data.sources.LIMITS", RetryLimits(silence=2, attempts=4, patience=20, first_wait=0.05))
 
 
 @pytest.fixture
@@ -68,7 +67,6 @@ def fetched(hub) -> list[str]:
 # ---- which part
 
 
-@ONE_STORAGE
 @BOTH_WAYS
 def test_revisions(hub, put, read):
     first = put({"data/train-0": range(5)})
@@ -96,7 +94,6 @@ configs:
 """
 
 
-@ONE_STORAGE
 @BOTH_WAYS
 def test_configurations(hub, put, read):
     put({"gray/a": range(50, 53), "dark/train-0": range(3), "dark/test-0": range(3, 5)}, CONFIGS)
@@ -116,7 +113,6 @@ def test_configurations(hub, put, read):
 # ---- whose
 
 
-@ONE_STORAGE
 @BOTH_WAYS
 def test_a_private_set_takes_a_token(hub, put, read, monkeypatch):
     put({"data/train-0": range(5)}, private=True)
@@ -132,7 +128,6 @@ def test_a_private_set_takes_a_token(hub, put, read, monkeypatch):
     assert read() == [0, 1, 2, 3, 4]
 
 
-@ONE_STORAGE
 @BOTH_WAYS
 def test_a_gated_set_names_the_page_to_visit(hub, put, read, monkeypatch):
     put({"data/train-0": range(5)})
@@ -164,7 +159,6 @@ def title(fault: dict) -> str:
     return "-".join(str(value) for name, value in fault.items() if name not in ("times", "headers"))
 
 
-@ONE_STORAGE
 @pytest.mark.parametrize("fault", FAULTS, ids=title)
 @BOTH_WAYS
 def test_faults_on_the_way_are_outlived(hub, put, read, fault):
@@ -174,7 +168,6 @@ def test_faults_on_the_way_are_outlived(hub, put, read, fault):
     assert fault.hits
 
 
-@ONE_STORAGE
 @BOTH_WAYS
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -194,7 +187,6 @@ def test_a_hub_that_stays_away_is_one_line(hub, put, read, fault, message):
     assert read() == [0, 1, 2, 3, 4]
 
 
-@ONE_STORAGE
 def test_an_interrupted_download_goes_on(hub, put):
     """Files that are whole are not fetched again, and one whose connection ended goes on where it stopped."""
     put({f"data/train-0000{i}-of-00003": range(3 * i, 3 * i + 3) for i in range(3)})
@@ -210,7 +202,6 @@ def test_an_interrupted_download_goes_on(hub, put):
     assert fetched(hub) == []
 
 
-@ONE_STORAGE
 def test_a_file_goes_on_where_its_connection_ended(hub, put, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)  # what is written at once
     put({"data/train-0": range(9)})
@@ -219,7 +210,6 @@ def test_a_file_goes_on_where_its_connection_ended(hub, put, monkeypatch):
     assert [entry["range"] for entry in hub.log if entry["p"].startswith("/cdn/")] == [None, "bytes=700-"]
 
 
-@ONE_STORAGE
 def test_a_set_in_the_cache_needs_no_hub(hub, put, monkeypatch):
     """A run goes on though the Hub is down, or there is no network."""
     put({"data/train-0": range(5)})

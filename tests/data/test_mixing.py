@@ -139,8 +139,9 @@ def test_the_first_split_that_training_leaves_alone(tmp_path):
     assert len(train) == 40
     train, validation = opened(Source(path, split="train+test+validation"), validation_split="auto")
     assert (len(train), len(validation)) == (48, 2)
-    with pytest.raises(UserError, match="has no split 'valid'; it has train, test, validation"):
-        opened(path, validation_split="valid")
+    assert told(opened(path, validation_split="valid")[1].images) == list(range(60, 70))
+    with pytest.raises(UserError, match="has no split 'holdout'; it has train, test, validation"):
+        opened(path, validation_split="holdout")
 
 
 @pytest.mark.parametrize(("count", "most", "expected"), [(19, 9, 0), (20, 9, 1), (99, 9, 4), (200, 9, 9), (200, 1, 1)])
@@ -250,7 +251,7 @@ def test_labels_of_another_split_are_matched_by_name(tmp_path):
         opened(str(tmp_path / "set"), validation_split="auto")
     numbered(tmp_path / "set" / "test.parquet", [4, 5])
     with pytest.raises(UserError, match=r"split 'test' of data set .* has no labels, split 'train' has"):
-        opened(str(tmp_path / "set"), validation_split="auto")
+        opened(str(tmp_path / "set"), validation_split="test")
 
 
 def test_plain_labels_of_another_split_are_numbered_as_in_training(tmp_path):
@@ -262,12 +263,31 @@ def test_plain_labels_of_another_split_are_numbered_as_in_training(tmp_path):
         opened(str(tmp_path / "set"), validation_split="auto")
 
 
-def test_a_split_without_its_labels_is_passed_over(tmp_path):
-    path = folder(tmp_path, train=(range(40), [0] * 40), test=(range(100, 110), [-1] * 10))
+@pytest.mark.parametrize("labels", [[-1] * 10, [None] * 10, None])
+def test_a_split_without_its_labels_is_passed_over(tmp_path, labels):
+    path = folder(tmp_path, train=(range(40), [0] * 40), test=(range(100, 110), labels))
     train, validation = opened(path, validation_split="auto")
     assert (len(train), len(validation)) == (38, 2)
-    with pytest.raises(UserError, match=r"row 0 of data set .* has the label -1"):
+    with pytest.raises(UserError, match=r"split 'test' of data set .* has no labels, split 'train' has"):
         opened(path, validation_split="test")
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_without_a_label_among_others(tmp_path, missing, split):
+    """Of a split that is trained or validated on, -1 and None alike: an error, or left out and counted."""
+    labels = {"train": [0, 1, 0], "test": [1, 0, 0]} | {split: [0, missing, 1]}
+    path = folder(tmp_path, train=([1, 2, 3], labels["train"]), test=([4, 5, 6], labels["test"]))
+    with pytest.raises(UserError, match=r"^row 1 of data set .* has no label; on_bad_image: skip leaves such"):
+        opened(path, validation_split="test")
+    train, validation = opened(path, validation_split="test", on_bad_image="skip")
+    values = told(train.images) + told(validation.images)
+    assert values == [value for value in range(1, 7) if value != (2 if split == "train" else 5)]
+    if split == "train":
+        assert "1 images of" in train.notes[0]
+    settings = {"sample_size": 8, "validation_split": None, "on_bad_image": "skip"}
+    data, _ = open_stream(Source(path), shuffle_buffer_size=1, **settings)
+    assert data.next(2)[1].tolist() == [0, 1]
 
 
 def test_idx_splits(tmp_path):

@@ -19,7 +19,7 @@ def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch():
 def test_steps_walk_through_the_epochs_without_gap(num_images, batch_size):
     steps = 12
     order = ImageOrder(7, [num_images])
-    seen = np.concatenate([order.indices(step, batch_size) for step in range(steps)])
+    seen = np.concatenate([order.indices(step * batch_size, batch_size) for step in range(steps)])
     assert len(seen) == steps * batch_size
     for epoch in range(len(seen) // num_images):
         chunk = seen[epoch * num_images : (epoch + 1) * num_images]
@@ -28,7 +28,7 @@ def test_steps_walk_through_the_epochs_without_gap(num_images, batch_size):
 
 @pytest.mark.parametrize("sizes", [[10], [3, 4, 3]])
 def test_without_weights_sets_are_one(sizes):
-    indices = np.concatenate([ImageOrder(7, sizes).indices(step, 5) for step in range(4)])
+    indices = np.concatenate([ImageOrder(7, sizes).indices(5 * step, 5) for step in range(4)])
     assert np.array_equal(indices, np.concatenate([epoch_order(7, epoch, 10) for epoch in range(2)]))
 
 
@@ -58,7 +58,7 @@ def test_weights_are_kept_to_the_draw(sizes, weights):
 
 @pytest.mark.parametrize(("sizes", "weights"), WEIGHTED)
 def test_a_set_gives_all_its_images_before_it_gives_one_again(sizes, weights):
-    draws = np.concatenate([ImageOrder(3, sizes, weights).indices(step, 64) for step in range(40)])
+    draws = np.concatenate([ImageOrder(3, sizes, weights).indices(64 * step, 64) for step in range(40)])
     firsts = np.cumsum([0, *sizes])
     for first, end in itertools.pairwise(firsts):
         own = draws[(draws >= first) & (draws < end)] - first
@@ -69,8 +69,8 @@ def test_a_set_gives_all_its_images_before_it_gives_one_again(sizes, weights):
 def test_a_weighted_order_needs_no_past():
     sizes, weights = WEIGHTED[0]
     walked = ImageOrder(5, sizes, weights)
-    walk = [walked.indices(step, 16) for step in range(30)]
+    walk = [walked.indices(16 * step, 16) for step in range(30)]
     for step in (29, 0, 17):
-        assert np.array_equal(ImageOrder(5, sizes, weights).indices(step, 16), walk[step])
+        assert np.array_equal(ImageOrder(5, sizes, weights).indices(16 * step, 16), walk[step])
     assert not np.array_equal(ImageOrder(6, sizes, weights).indices(0, 16), walk[0])
     assert not walked.__dict__.keys() - {"seed", "sizes", "num_images", "draws", "_epochs"}

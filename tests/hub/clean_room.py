@@ -19,7 +19,7 @@ START_SECONDS = 240
 
 def make_environment(folder: Path, *names: str) -> Path:
     """The interpreter of a new virtual environment in ``folder`` with the distributions ``names``."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python*/site-packages")
     for distribution in closure(names):
@@ -101,6 +101,6 @@ class Running:
     def stop(self):
         self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(120)
         finally:
             self.process.kill()

@@ -27,11 +27,12 @@ EVALUATION = {
     "findings": ["collapsed: recall 0.5"],
 }
 FACTS = {
-    "Images": "1,000 gray",
-    "Device": "2 x GPU 9000",
-    "Wall time": "1 day, 2:30:00",
-    "Code": "0123abc",
-    "Hub data sets": "alice/shapes, alice/secret",
+    "images": 1000,
+    "mode": "gray",
+    "device": "2 x GPU 9000",
+    "wall_seconds": 95400.0,
+    "code": "0123abc",
+    "hub_datasets": ["alice/shapes", "alice/secret"],
 }
 
 

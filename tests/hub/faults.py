@@ -46,7 +46,7 @@ OTHERS = "others keep changing the repository (…); the same command tries agai
 
 @dataclass(frozen=True)
 class Case:
-    """A fault that befalls one request of a push.
+    """A fault of one request of a push.
 
     requests: each is a test of its own, with every storage that has it.
     ends: ARRIVES, or what the user reads, where … is anything.

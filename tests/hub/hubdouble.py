@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -113,6 +114,9 @@ class Fault:
     delay: float = 0.0
     rate: float | None = None  # bytes a second at which the request's body is read
     lose_response: bool = False  # do the work, then RST instead of answering
+    raw: bytes | None = None  # bytes to answer instead, head and all
+    more: bytes = b""  # again and again after them, until the client has gone
+    pause: float = 0.0  # seconds between
     hits: int = 0
 
 
@@ -153,8 +157,7 @@ class Hub:
             pass
 
         H.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), H)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", port), H)
         self.port = self.server.server_port
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.cdn_base = f"http://localhost:{self.port}/cdn"  # other origin => client must drop the auth header
@@ -320,8 +323,18 @@ class Hub:
         }
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A client that goes away is no error of the server; whatever else fails prints its traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms for an ACK
     hub: Hub = None
 
     def log_message(self, *a):
@@ -421,6 +434,13 @@ class Handler(BaseHTTPRequestHandler):
             if f and f.status:
                 headers = {"X-Error-Message": f.message, **f.headers}
                 return self.send(f.status, {"error": f.message}, headers=headers, head=self.command == "HEAD")
+            if f and f.raw is not None:
+                self.close_connection = True
+                self.wfile.write(f.raw)
+                while f.more:
+                    self.wfile.write(f.more)
+                    time.sleep(f.pause)
+                return
             if f and f.lose_response:
                 self.send = lambda *a, **k: (_ for _ in ()).throw(Drop())
             self.route(raw, path, q, data)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 
+import numpy as np
 import pytest
 from example_runs import EVALUATION, FACTS, NAMES, a_run, card_of
 from helpers import tiny_pipeline
@@ -12,11 +13,13 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from ddpm_hf.__main__ import main
+from ddpm_hf.figures import make_grid
 from ddpm_hf.hub import as_stock, card, export_pipeline, load_pipeline, push
-from ddpm_hf.hub.contents import contents_of
+from ddpm_hf.hub.run_files import run_files_of
 from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.sampling import Sampling, with_sampling
 
-pytestmark = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a card
+pytestmark = pytest.mark.usefixtures("uploads_here")
 
 
 def test_everything_the_run_says_is_in_it(hub, tmp_path):
@@ -53,8 +56,8 @@ def test_everything_the_run_says_is_in_it(hub, tmp_path):
         "grayscale pictures of 8x8 pixels from noise, of 2 classes",
         "1. moon",
         "![generated images](evaluation-samples.png)",
-        "| FID | 12.5000 | 3.5000 |",
-        "| KID | 0.2500 | |",
+        "| FID | 12.500 | 3.500 |",
+        "| KID x 1000 | 250.000 | |",
         "- collapsed: recall 0.5",
         "evaluate x --num-images 100",
         "1,200 steps, 76,800 images seen; the last training loss is 0.1250",
@@ -200,14 +203,35 @@ def test_its_three_ways_work_as_they_are(hub, tmp_path, monkeypatch, capsys, mak
     assert Image.open("grid.png").width > 8
 
 
-# ---- what else it is told
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_ways_of_a_model_with_sampling_of_its_own(hub, tmp_path, monkeypatch, conditional):
+    """The same pictures by diffusers alone and from the shell, and the card says how they are made."""
+    pipeline = tiny_pipeline(num_class_embeds=3 if conditional else None)
+    own = Sampling("dpm-sde", 4, 2.0, (0, 8)) if conditional else Sampling("dpm-sde", 4, 1.0, None)
+    push(export_pipeline(tmp_path / "model", with_sampling(pipeline, own)), "alice/m", quiet=True)
+    text = card_of(hub).text
+    assert ("4 steps, guidance 2.0 at timesteps 0 to 8, classes in turn." in text) == conditional
+    assert ("as its settings have it: 4 steps. `class_labels`" in text) != conditional
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (shell,) = re.findall(r"```\npython -m ddpm_hf (sample .*?)\n```", text)
+    names = {}
+    exec(first, names)
+    exec(second, names)
+    assert names["step"].index == 3
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(shell), "--dtype", "float32"]) == 0
+    expected = np.asarray(make_grid(names["images"], scale=2)).astype(int)
+    assert np.abs(np.asarray(Image.open("grid.png")).astype(int) - expected).max() <= 1
+
+
+# ---- other facts on the card
 
 
 def test_licences_and_where_the_settings_come_from(hub, tmp_path):
     run = a_run(tmp_path / "run")
     settings = "dataset: /home/me/my pictures\nseed: 0\nhub_license: apache-2.0\ndataset_license: cc0-1.0\n"
     (run / "config.yaml").write_text(settings)
-    (run / "facts.json").write_text(json.dumps({"Settings": "configs/x.yaml; seed on the command line"}))
+    (run / "facts.json").write_text(json.dumps({"settings_from": "configs/x.yaml; seed on the command line"}))
     push(run, "alice/m", quiet=True)
     card = card_of(hub)
     assert card.data.license == "apache-2.0"
@@ -245,7 +269,7 @@ def test_the_model_that_it_was_made_of(hub, tmp_path):
 def test_a_card_of_ours_in_the_folder_is_written_anew(hub, tmp_path):
     """For its repository, as the shipped model's; not where it would say less, nor one that somebody changed."""
     folder = export_pipeline(tmp_path / "model", tiny_pipeline())
-    values = card.card_values(contents_of(folder), "mit")
+    values = card.card_values(run_files_of(folder), "mit")
     (folder / "README.md").write_text(card.render_card(values, "alice/first"))
     push(folder, "alice/third", quiet=True)  # as it was downloaded
     assert str(card_of(hub, "alice/third")) == str(ModelCard((folder / "README.md").read_text()))

@@ -23,12 +23,14 @@ from ddpm_hf.__main__ import main
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_allowed, load_pipeline, push
 from ddpm_hf.hub.fetching import fetch
-from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.retries import RetryLimits
 from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.sampling import Sampling, with_sampling
+
+pytestmark = pytest.mark.usefixtures("uploads_here")
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-QUICK = Limits(silence=2.0, attempts=4, patience=20.0, first_wait=0.05)
-ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+QUICK = RetryLimits(silence=2.0, attempts=4, patience=20.0, first_wait=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +91,12 @@ def load_without_us(python: Path, home: Path, sources: list, **environment: str)
     home.mkdir(exist_ok=True)
     command = [python, "-c", WITHOUT_US, json.dumps([[str(source), options] for source, options in sources])]
     environment = bare_environment(home, **environment)
-    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout.split()
 
 
-@ONE_STORAGE
+@pytest.mark.slow
 def test_every_way_without_ddpm_hf(hub, exported, pipeline, tmp_path, diffusers_python):
     first = upload(exported)
     HfApi().create_tag("alice/shapes", tag="v1", revision=first)
@@ -105,7 +107,7 @@ def test_every_way_without_ddpm_hf(hub, exported, pipeline, tmp_path, diffusers_
     upload(sharded, "alice/sharded")
     resaved = tmp_path / "resaved"
     DiffusionPipeline.from_pretrained(exported, trust_remote_code=True).save_pretrained(resaved)
-    assert "diffusers_modules" in (resaved / "model_index.json").read_text()
+    assert len(list(resaved.rglob("ddpm_hf_*.py"))) == 3
     push(resaved, "alice/resaved")
 
     expected, half = digest(load_pipeline(exported)), digest(load_pipeline(exported, variant="fp16"))
@@ -148,6 +150,41 @@ def test_every_way_without_ddpm_hf(hub, exported, pipeline, tmp_path, diffusers_
     assert drawn[1] == expected and not re.fullmatch(r"[0-9a-f]{64}", drawn[0]) and hub.log == []
 
 
+WITHOUT_ARGUMENTS = """
+import sys
+import numpy as np
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipeline.set_progress_bar_config(disable=True)
+rows = []
+pipeline.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+images = pipeline(batch_size=16, seed=0).images
+assert "ddpm_hf" not in sys.modules
+np.savez(sys.argv[2], images=np.stack([np.asarray(image) for image in images]), rows=rows)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["the shipped model", "without classes"])
+def test_without_arguments_and_without_us_a_model_draws_what_the_commands_draw(name, tmp_path, diffusers_python):
+    """And in as many calls: 20 of the network, of which those at timesteps 200 to 500 are guided, not 1,000."""
+    model = ROOT / "pretrained" / "fashion_mnist_small"
+    if name == "without classes":
+        own = Sampling("dpm-sde", 7, 1.0, None)
+        model = export_pipeline(tmp_path / "plain", with_sampling(tiny_pipeline(num_train_timesteps=1000), own))
+    command = [diffusers_python, "-c", WITHOUT_ARGUMENTS, model, tmp_path / "made.npz"]
+    environment = bare_environment(tmp_path)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    made = np.load(tmp_path / "made.npz")
+    assert made["rows"].tolist() == ([16] * 10 + [32] * 6 + [16] * 4 if name == "the shipped model" else [16] * 7)
+
+    output = str(tmp_path / "sampled.npz")
+    assert main(["sample", str(model), "--num-images", "16", "--dtype", "float32", "--output", output]) == 0
+    differences = np.abs(made["images"].astype(int) - np.load(output)["images"])
+    assert differences.max() <= 2 and (differences > 0).mean() < 0.01  # float32 rounds in other places
+
+
 IN_HALF = """
 import sys, torch
 from ddpm_hf import load_pipeline
@@ -161,12 +198,15 @@ for pipeline in (
 """
 
 
+@pytest.mark.slow
 def test_half_precision_without_accelerate(exported, tmp_path):
     """diffusers has another way of loading then."""
-    python = make_environment(tmp_path / "env", "diffusers", "torch", "safetensors", "tenacity", "pyyaml")
+    python = make_environment(
+        tmp_path / "env", "diffusers", "torch", "safetensors", "tenacity", "pyyaml", "pydantic", "psutil"
+    )
     environment = bare_environment(tmp_path, PYTHONPATH=str(ROOT))
     command = [python, "-c", IN_HALF, exported]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.split("\n")[:2] == ["{torch.bfloat16}"] * 2 and "accelerate" in result.stderr
 
@@ -186,13 +226,11 @@ def test_what_was_loaded_with_remote_code_exports_and_pushes_whole(exported, tmp
     )
 
 
-@ONE_STORAGE
 def test_what_diffusers_itself_pushed_loads(hub, pipeline):
     pipeline.push_to_hub("alice/theirs", private=True)
     assert digest(load_pipeline("alice/theirs")) == digest(pipeline)
 
 
-@ONE_STORAGE
 def test_a_push_leaves_no_weights_of_another_model_as_a_variant(hub, exported, pipeline, tmp_path):
     push(exported, "alice/shapes")
     assert load_pipeline("alice/shapes", variant="fp16").num_classes == 2
@@ -232,7 +270,6 @@ def offline(monkeypatch):
     return lambda: monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@ONE_STORAGE
 def test_offline_from_the_cache(hub, exported, offline, tmp_path):
     commit = upload(exported)
     expected = digest(load_pipeline("alice/shapes"))
@@ -256,7 +293,6 @@ def test_offline_from_the_cache(hub, exported, offline, tmp_path):
     assert hub.log == []
 
 
-@ONE_STORAGE
 @pytest.mark.parametrize(
     ("size", "missing"),
     [("10GB", WEIGHTS), ("10GB", "scheduler/*"), ("30KB", "*-00001-of-*"), ("30KB", "*/config.json")],
@@ -274,7 +310,6 @@ def test_a_commit_that_is_half_in_the_cache_is_fetched(hub, pipeline, offline, t
     assert fetch("alice/shapes", revision=commit).name == commit and hub.log == []
 
 
-@ONE_STORAGE
 def test_what_diffusers_cannot_do_offline_is_said(hub, exported, monkeypatch):
     """By its id, where the pipeline has code. What the line advises works; so does load_pipeline, on the same cache."""
     upload(exported)
@@ -293,7 +328,6 @@ def test_what_diffusers_cannot_do_offline_is_said(hub, exported, monkeypatch):
                 assert digest(MyDDPMPipeline.from_pretrained(folder, trust_remote_code=True)) == expected
 
 
-@ONE_STORAGE
 def test_a_hub_that_is_down_leaves_the_cache(hub, exported, monkeypatch):
     upload(exported)
     expected = digest(load_pipeline("alice/shapes"))
@@ -308,7 +342,6 @@ def test_a_hub_that_is_down_leaves_the_cache(hub, exported, monkeypatch):
 # ---- faults
 
 
-@ONE_STORAGE
 @pytest.mark.parametrize(
     "fault",
     [
@@ -334,24 +367,22 @@ def test_faults_on_the_way_are_outlived(hub, exported, fault):
     assert (folder / WEIGHTS).read_bytes() == (exported / WEIGHTS).read_bytes()
 
 
-@ONE_STORAGE
 def test_a_connection_that_ends_goes_on_where_it_stopped(hub, exported, monkeypatch):
     upload(exported)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at once
     hub.fault("GET", "/cdn/", times=1, truncate_after=50_000, fin=True)
-    folder = fetch("alice/shapes", limits=Limits(attempts=1))
+    folder = fetch("alice/shapes", limits=RetryLimits(attempts=1))
     assert [entry["range"] for entry in hub.log if entry["p"].startswith("/cdn/")] == [None, "bytes=50000-"]
     assert (folder / WEIGHTS).read_bytes() == (exported / WEIGHTS).read_bytes()
 
 
-@ONE_STORAGE
 def test_files_that_are_whole_are_not_fetched_again(hub, exported, tmp_path, pipeline):
     """Not in another call either, as after a kill."""
     sharded = export_pipeline(tmp_path / "sharded", pipeline, max_shard_size="30KB")
     upload(sharded)
     hub.fault("GET", "/cdn/", times=100, skip=2, truncate_after=100)
     with pytest.raises(UserError, match="model alice/shapes: the Hub cannot be reached or does not answer"):
-        fetch("alice/shapes", limits=Limits(silence=2.0, attempts=1))
+        fetch("alice/shapes", limits=RetryLimits(silence=2.0, attempts=1))
     hub.faults.clear()
     hub.log.clear()
     folder = fetch("alice/shapes", limits=QUICK)
@@ -360,7 +391,6 @@ def test_files_that_are_whole_are_not_fetched_again(hub, exported, tmp_path, pip
     assert all((folder / "unet" / name).read_bytes() == (sharded / "unet" / name).read_bytes() for name in names)
 
 
-@ONE_STORAGE
 @pytest.mark.parametrize(
     ("prepare", "options", "message"),
     [
@@ -376,13 +406,12 @@ def test_what_cannot_be_had_is_one_line(hub, exported, prepare, options, message
     upload(exported, private=True)
     prepare(hub)
     with pytest.raises(UserError, match=message) as error:
-        fetch("alice/shapes", limits=Limits(silence=0.5, attempts=2, patience=5.0, first_wait=0.05), **options)
+        fetch("alice/shapes", limits=RetryLimits(silence=0.5, attempts=2, patience=5.0, first_wait=0.05), **options)
     assert "\n" not in str(error.value) and "hf_" not in str(error.value)
     hub.faults.clear()
     assert fetch("alice/shapes", limits=QUICK).is_dir()
 
 
-@ONE_STORAGE
 def test_a_gated_model_names_the_page_to_visit(hub, exported, monkeypatch):
     upload(exported)
     hub.repos["model", "alice/shapes"].gated = True
@@ -454,7 +483,6 @@ def foreign_model(folder: Path, marker: Path) -> Path:
     return folder
 
 
-@ONE_STORAGE
 def test_foreign_code_runs_only_where_its_commit_was_named(hub, tmp_path, capsys):
     marker = tmp_path / "ran"
     hub.add_user("hf_carol", "carol")
@@ -471,7 +499,7 @@ def test_foreign_code_runs_only_where_its_commit_was_named(hub, tmp_path, capsys
     for arguments in ([], ["--trust-remote-code"], ["--trust-remote-code", "--revision", "main"]):
         assert sample(*arguments) == 2
         error = capsys.readouterr().err
-        assert "brings code of its own, foreign_unet.py, which could do anything" in error
+        assert "brings code of its own, foreign_pipeline.py, unet/foreign_unet.py, which could do anything" in error
         assert f"read it ({hub.endpoint}/carol/foreign/tree/{commit})" in error
         assert error.rstrip().endswith(f"add --trust-remote-code --revision {commit}.")
         assert error.count("\n") == 1
@@ -489,7 +517,7 @@ def test_foreign_code_runs_only_where_its_commit_was_named(hub, tmp_path, capsys
 def test_foreign_code_of_a_folder(tmp_path):
     marker = tmp_path / "ran"
     folder = foreign_model(tmp_path / "foreign", marker)
-    with pytest.raises(UserError, match=r"brings code of its own, foreign_unet.py.* add --trust-remote-code\.$"):
+    with pytest.raises(UserError, match=r"own, foreign_pipeline.py, unet/foreign_unet.py.* --trust-remote-code\.$"):
         load_allowed(folder)
     assert not marker.exists()
     pipeline = load_allowed(folder, trust_remote_code=True)
@@ -501,12 +529,44 @@ def test_foreign_code_of_a_folder(tmp_path):
     assert not (tmp_path / "unpickled").exists()
 
 
+def test_every_file_that_may_run_is_named(tmp_path):
+    """Also code that only other code imports, and what diffusers looks for without being asked."""
+    folder = foreign_model(tmp_path / "foreign", tmp_path / "ran")
+    (folder / "unet" / "parts").mkdir()
+    others = ["None.py", "scheduler/steps.py", "unet/parts/blocks.py"]
+    for name in others:
+        (folder / name).write_text("")
+    with pytest.raises(UserError) as error:
+        load_allowed(folder)
+    for name in [*others, "foreign_pipeline.py", "unet/foreign_unet.py", str(folder)]:
+        assert name in str(error.value)
+    for i in range(200):
+        (folder / "unet" / f"more_of_it_{i}.py").write_text("")
+    for trust in (False, True):
+        with pytest.raises(UserError, match=r"brings 205 files of code, more than can be shown; it is not loaded\.$"):
+            load_allowed(folder, trust_remote_code=trust)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("entry", [["../foreign_pipeline", "X"], [5, "X"], ["", "X"]])
+def test_consent_does_not_reach_outside_the_folder(tmp_path, entry):
+    folder = foreign_model(tmp_path / "foreign", tmp_path / "ran")
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("_class_name", "scheduler", "other"):
+        (folder / "model_index.json").write_text(json.dumps({**index, name: entry}))
+        with pytest.raises(UserError, match=r"names .* as the module of|has a scheduler of class X; known"):
+            load_allowed(folder, trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_our_own_models_need_no_trust_and_run_no_code(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "evil")
     for source in folder.rglob("*.py"):
         source.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    expected = load_pipeline(exported)
+    expected.unet.to(memory_format=torch.channels_last)  # as load_allowed does
     for trust in (False, True):
-        assert digest(load_allowed(folder, trust_remote_code=trust)) == digest(load_pipeline(exported))
+        assert digest(load_allowed(folder, trust_remote_code=trust)) == digest(expected)
     assert not (tmp_path / "ran").exists()
 
 
@@ -540,7 +600,6 @@ class Touch:
         return (Path.touch, (self.path,))
 
 
-@ONE_STORAGE
 def test_nothing_is_unpickled(hub, exported, tmp_path):
     """Not even beside safetensors, nor as the file of another format by its name."""
     bomb, marker = tmp_path / "bomb.bin", tmp_path / "unpickled"

@@ -15,7 +15,7 @@ from huggingface_hub.utils import _http
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import push
-from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.retries import RetryLimits
 from ddpm_hf.hub.upload import Upload, answer_to
 
 TOKEN = "hf_" + "ThisIsTheTokenThatNobodyMaySee42"  # of nobody; in two parts, for those who look for secrets in here
@@ -58,7 +58,12 @@ def a_run(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("hub", "fault"),
+    [pytest.param("lfs", fault, marks=[pytest.mark.slow] * (fault in FAULTS[2:4])) for fault in FAULTS]
+    + [pytest.param("xet", fault, marks=[pytest.mark.slow] * (fault in FAULTS[1:4])) for fault in FAULTS],
+    indirect=["hub"],
+)
 def test_the_token_is_nowhere(hub, alices_token, tmp_path, fault):
     """What the command prints with every log on, every file that is left, and everything that reached the Hub."""
     run = a_run(tmp_path / "run")
@@ -68,14 +73,14 @@ def test_the_token_is_nowhere(hub, alices_token, tmp_path, fault):
     environment["PYTHONPATH"] = hasty(tmp_path / "hasty")
     script = (
         "import sys; from ddpm_hf.hub import publishing, retries; from ddpm_hf.__main__ import main\n"
-        "retries.Limits.__init__.__defaults__ = (20.0, 2, 3.0, 0.01, 0.05)\n"
-        "publishing.push.__kwdefaults__['limits'] = retries.Limits()\n"
+        "retries.RetryLimits.__init__.__defaults__ = (20.0, 2, 3.0, 0.01, 0.05, 60.0)\n"
+        "publishing.push.__kwdefaults__['limits'] = retries.RetryLimits()\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "push", str(run), "--repo-id", "alice/m", "--private"]
     if fault and fault.get("drop_after") == 0:
         command += ["--tag", "v1"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
     assert done.returncode == (2 if fault else 0), done.stderr[-2000:]
     if fault is None:
         assert b"Request" in done.stderr  # the logs are on
@@ -91,7 +96,6 @@ def published(hub, repo) -> bytes:
     return b"".join(Path(hub.lfs_path(file.sha256)).read_bytes() if file.sha256 else file.data for file in files)
 
 
-@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 @pytest.mark.parametrize("name", ["config.yaml", "README.md", "pipeline/unet/config.json", "metrics.jsonl"])
 def test_a_file_with_a_token_is_not_pushed(hub, alices_token, tmp_path, name):
     run = a_run(tmp_path / "run")
@@ -103,7 +107,6 @@ def test_a_file_with_a_token_is_not_pushed(hub, alices_token, tmp_path, name):
     assert not hub.repos
 
 
-@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 def test_secrets_of_a_space_are_not_told(hub, alices_token, tmp_path):
     """Not by the upload's representation, not by a log, not by an answer that repeats them."""
     secret = "the-secret-of-the-space"
@@ -120,7 +123,7 @@ def test_secrets_of_a_space_are_not_told(hub, alices_token, tmp_path):
             repo_type="space",
             space_sdk="gradio",
             secrets={"KEY": secret},
-            limits=Limits(attempts=2, patience=3.0, first_wait=0.01),
+            limits=RetryLimits(attempts=2, patience=3.0, first_wait=0.01),
         )
         hub.fault("POST", "/secrets", status=400, message=f"{secret} and {TOKEN} are too short")
         answer = answer_to(upload)

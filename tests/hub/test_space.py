@@ -20,14 +20,15 @@ from ddpm_hf.__main__ import main
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import deploy_space, export_pipeline, load_pipeline
-from ddpm_hf.hub.evaluations import weights_digest
-from ddpm_hf.hub.retries import Limits
+from ddpm_hf.hub.retries import RetryLimits
 from ddpm_hf.hub.space import CHECKOUT, ZERO_GPU, front_matter, prepared_space, space_requirements
 from ddpm_hf.hub.upload import send
+from ddpm_hf.run import weights_digest
 
-ONE_STORAGE = pytest.mark.parametrize("hub", ["lfs"], indirect=True)  # it makes no difference to a Space
+pytestmark = pytest.mark.usefixtures("uploads_here")
+
 SPACE = ("space", "alice/shapes-space")
-QUICK = Limits(attempts=2, patience=5.0, first_wait=0.01)
+QUICK = RetryLimits(attempts=2, patience=5.0, first_wait=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,6 @@ def deploy(*arguments: str) -> int:
 # ---- what is uploaded
 
 
-@ONE_STORAGE
 def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
     upload(exported, "alice/shapes")
     assert deploy("--model", "alice/shapes") == 0
@@ -80,7 +80,6 @@ def test_a_space_of_a_model_of_the_hub(hub, exported, capsys):
     HfApi()._validate_yaml(text_of(hub, "README.md"))
 
 
-@ONE_STORAGE
 def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
     upload(exported, "alice/shapes")
     deploy("--model", "alice/shapes", "--revision", "main")
@@ -104,10 +103,9 @@ def test_deploying_again_brings_up_to_date_and_no_more(hub, exported, capsys):
     assert variables_of(hub.repos[SPACE]) == {"MODEL_ID": "alice/shapes"}
 
 
-@ONE_STORAGE
 def test_a_space_that_is_refused_stays_as_it_was(hub, exported, monkeypatch, capsys):
-    """Files, variables and secrets; what fails later is told, and the same command finishes it."""
-    monkeypatch.setattr("ddpm_hf.commands.deploy_space.USUAL", QUICK)
+    """Files, variables and secrets; a later failure is reported, and the same command finishes the job."""
+    monkeypatch.setitem(prepared_space.__wrapped__.__kwdefaults__, "limits", QUICK)
     upload(exported, "alice/shapes")
     upload(exported, "alice/other")
     assert deploy("--model", "alice/shapes") == 0
@@ -136,10 +134,9 @@ def test_a_space_that_is_refused_stays_as_it_was(hub, exported, monkeypatch, cap
     }
 
 
-@ONE_STORAGE
 def test_a_new_space_has_its_variables_before_its_files(hub, exported, monkeypatch, capsys):
     """Its first start needs them; and where the commit is refused, the next attempt goes the same way."""
-    monkeypatch.setattr("ddpm_hf.commands.deploy_space.USUAL", QUICK)
+    monkeypatch.setitem(prepared_space.__wrapped__.__kwdefaults__, "limits", QUICK)
     upload(exported, "alice/shapes")
     hub.fault("POST", "/commit/main", status=403, message="no")
     assert deploy("--model", "alice/shapes") == 2
@@ -155,7 +152,6 @@ def test_a_new_space_has_its_variables_before_its_files(hub, exported, monkeypat
     assert [path.rsplit("/")[-1] for path in changes] == ["variables", "main"]
 
 
-@ONE_STORAGE
 def test_a_pinned_revision_is_what_is_preloaded(hub, exported, tmp_path):
     """The files of that commit which the app loads, and no others."""
     upload(exported, "alice/shapes")
@@ -179,7 +175,6 @@ def test_a_pinned_revision_is_what_is_preloaded(hub, exported, tmp_path):
     assert not [entry for entry in hub.log if "/resolve/" in entry["p"] and entry["m"] == "GET"]
 
 
-@ONE_STORAGE
 def test_a_dry_run_shows_the_files_and_writes_nothing(hub, exported, capsys):
     upload(exported, "alice/shapes")
     hub.log.clear()
@@ -195,7 +190,6 @@ def test_a_dry_run_shows_the_files_and_writes_nothing(hub, exported, capsys):
     assert "variables: MODEL_ID=alice/shapes\nsecrets: none\n" in shown
 
 
-@ONE_STORAGE
 def test_zero_gpu(hub, exported):
     upload(exported, "alice/shapes")
     assert deploy("--model", "alice/shapes", "--zero-gpu") == 0
@@ -213,7 +207,6 @@ def test_zero_gpu(hub, exported):
     assert ZERO_GPU["hardware"] == "zero-a10g"
 
 
-@ONE_STORAGE
 def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
     upload(exported, "acme/hidden", private=True)
     assert deploy("--model", "acme/hidden", "--private") == 0
@@ -239,7 +232,6 @@ def test_secrets_only_if_asked(hub, exported, monkeypatch, capsys):
         assert "hf_secret" not in error
 
 
-@ONE_STORAGE
 def test_data_sets_of_the_model_are_named(hub, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     (folder / "README.md").write_text("---\ndatasets:\n- acme/drawings\nlicense: mit\n---\n# mine\n")
@@ -249,13 +241,19 @@ def test_data_sets_of_the_model_are_named(hub, exported, tmp_path):
     assert (front["datasets"], front["title"]) == (["acme/drawings"], "Shapes: a test #1")
 
 
-@ONE_STORAGE
 def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys):
     upload(exported, "alice/shapes")
     foreign = shutil.copytree(exported, tmp_path / "foreign")
     index = json.loads((foreign / "model_index.json").read_text())
     (foreign / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "EvilUNet"]}))
     upload(foreign, "alice/foreign")
+    other = shutil.copytree(exported, tmp_path / "other")
+    network = json.loads((other / "unet" / "config.json").read_text())
+    for name, value in (("wide", [8, 32]), ("huge", [8, 10**9])):
+        (other / "unet" / "config.json").write_text(json.dumps({**network, "block_out_channels": value}))
+        upload(other, f"alice/{name}")
+    (other / "unet" / "config.json").write_text('"someone/else"')
+    upload(other, "alice/pointer")
     for name, kept in (("empty", "unet/*"), ("pickled", "*.json")):
         HfApi().create_repo(f"alice/{name}")
         HfApi().upload_folder(repo_id=f"alice/{name}", folder_path=exported, allow_patterns=kept)
@@ -266,6 +264,12 @@ def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys):
         (["--model", str(foreign)], "foreign has a unet of class EvilUNet; known are"),
         (["--model", "alice/empty"], "model alice/empty has no model_index.json: it is not an exported pipeline"),
         (["--model", "alice/pickled"], "model alice/pickled has no safetensors weights"),
+        (["--model", "alice/wide"], "model alice/wide cannot be loaded: its weights do not fit its config.json"),
+        (
+            ["--model", "alice/huge"],
+            "model alice/huge cannot be loaded: unet/config.json: setting 'block_out_channels'",
+        ),
+        (["--model", "alice/pointer"], "model alice/pointer: config.json must hold an object, not a str"),
         (["--model", "not an id"], "'not an id' is neither a folder here nor a Hub id"),
         (["--model", "./nowhere"], "nowhere is not a folder"),
         (["--revision", "v1"], "--revision is for a model of the Hub"),
@@ -277,7 +281,6 @@ def test_models_that_cannot_be_shown(hub, exported, tmp_path, capsys):
     assert {key[0] for key in hub.repos} == {"model"}
 
 
-@ONE_STORAGE
 def test_another_app_is_not_overwritten(hub, exported, capsys):
     upload(exported, "alice/shapes")
     api = HfApi()
@@ -292,14 +295,13 @@ def test_another_app_is_not_overwritten(hub, exported, capsys):
 
 
 @pytest.mark.slow
-@ONE_STORAGE
 def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_python):
     """On the packages of its requirements.txt alone, without the checkout."""
     upload(exported, "alice/shapes")
     deploy_space("alice/shapes-space", "alice/shapes")
     space = StartedSpace(hub.repos[SPACE], space_python, tmp_path / "space")
     try:
-        page = httpx.get(space.url, timeout=60)
+        page = httpx.get(space.url, timeout=300)
         assert page.status_code == 200 and "alice/shapes" in page.text
         images = generated(space.url, num_images=2, class_name="square", steps=3, seed=5)
         assert [(image.mode, image.size) for image in images] == [("L", (14, 14))] * 2
@@ -309,7 +311,6 @@ def test_the_uploaded_files_are_a_whole_space(hub, exported, tmp_path, space_pyt
 
 
 @pytest.mark.slow
-@ONE_STORAGE
 def test_a_space_of_the_embedded_model(hub, tmp_path, space_python):
     """It goes into the Space, with the pictures that the page shows of its classes."""
     deploy_space("alice/shapes-space")
@@ -324,7 +325,6 @@ def test_a_space_of_the_embedded_model(hub, tmp_path, space_python):
     assert "Traceback" not in "".join(space.lines)
 
 
-@ONE_STORAGE
 def test_a_model_that_is_not_on_the_hub_goes_into_the_space(hub, exported, tmp_path):
     """As the newest whole checkpoint of a run, too; without optimizer state, code or this machine's folders."""
     run = tmp_path / "run"
@@ -351,7 +351,6 @@ def test_a_model_that_is_not_on_the_hub_goes_into_the_space(hub, exported, tmp_p
     assert not [name for name in names if name.startswith("model/")]
 
 
-@ONE_STORAGE
 def test_a_space_of_a_private_run_is_private(hub, exported, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(exported, run / "pipeline")
@@ -365,7 +364,6 @@ def test_a_space_of_a_private_run_is_private(hub, exported, tmp_path, capsys):
     assert not hub.repos["space", "alice/embedded"].private
 
 
-@ONE_STORAGE
 def test_a_space_of_a_run_that_goes_on(hub, exported, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(exported, run / "pipeline")
@@ -378,7 +376,6 @@ def test_a_space_of_a_run_that_goes_on(hub, exported, tmp_path):
     assert "model/unet/diffusion_pytorch_model.safetensors" in files_of(hub)
 
 
-@ONE_STORAGE
 def test_the_command_in_a_readme_does_not_take_the_model_away(hub, exported):
     """Without a folder, it would put the embedded model in its place."""
     upload(exported, "alice/shapes")
@@ -391,7 +388,7 @@ def test_the_command_in_a_readme_does_not_take_the_model_away(hub, exported):
 
 def test_the_space_environment_is_clean(space_python, tmp_path):
     for name, found in (("gradio", True), ("ddpm_hf", False), ("datasets", False), ("pytest", False)):
-        result = subprocess.run([space_python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, timeout=120)
+        result = subprocess.run([space_python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, timeout=300)
         assert (result.returncode == 0) == found, result.stderr
     assert sys.executable != str(space_python)
 

@@ -8,7 +8,7 @@ from tiny_runs import TINY
 
 from ddpm_hf.config import build_config
 from ddpm_hf.scheduler import MyDDPMScheduler
-from ddpm_hf.training import Draw, diffusion_loss, learning_rate_at, min_snr_weight, squared_error
+from ddpm_hf.training import Draw, diffusion_loss, min_snr_weight, rate_factor, squared_error
 
 
 def draw_of(images, scheduler, seed=3, **probabilities):
@@ -116,6 +116,24 @@ def test_images_are_mirrored_as_often_as_asked():
         assert torch.equal(network.x[:, 0, 0, 0] > 0, draw.flipped)
 
 
+def test_stratified_timesteps_take_one_from_each_range_in_any_order():
+    scheduler, images, drawn = MyDDPMScheduler(num_train_timesteps=100), torch.zeros(20, 1, 2, 2), []
+    for seed in range(400):
+        draw = draw_of(images, scheduler, seed, timestep_sampling="stratified")
+        assert (draw.timesteps // 5).sort().values.tolist() == list(range(20))
+        assert torch.equal(draw.noise, draw_of(images, scheduler, seed).noise)
+        drawn.append(draw.timesteps)
+    first = torch.stack(drawn)[:, 0].double()  # of one place in the batch, over all ranges
+    assert first.min() < 5 and first.max() >= 95
+    assert first.mean() == pytest.approx(49.5, abs=3 * 28.9 / 400**0.5)
+
+
+def test_stratified_timesteps_of_a_batch_larger_than_the_process():
+    draw = draw_of(torch.zeros(64, 1, 2, 2), MyDDPMScheduler(num_train_timesteps=10), timestep_sampling="stratified")
+    counts = torch.bincount(draw.timesteps, minlength=10)
+    assert counts.sum() == 64 and counts.min() >= 5 and counts.max() <= 8
+
+
 def test_a_part_of_a_draw_is_that_part_of_all_its_numbers():
     draw = draw_of(torch.zeros(6, 1, 2, 2), MyDDPMScheduler(), class_dropout_prob=0.5, flip_prob=0.5)
     part = draw[2:4]
@@ -125,9 +143,9 @@ def test_a_part_of_a_draw_is_that_part_of_all_its_numbers():
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 def test_learning_rate(kind):
-    config = build_config({**TINY, "learning_rate": 0.5, "lr_warmup_steps": 10, "lr_scheduler": kind})
-    rates = [learning_rate_at(config, step, 110) for step in range(110)]
-    assert rates[0] == pytest.approx(0.05)
-    assert max(rates) == rates[10] == 0.5
-    assert rates[60] == pytest.approx(0.5 if kind == "constant" else 0.25)
-    assert rates[109] < (0.51 if kind == "constant" else 0.006)
+    config = build_config({**TINY, "lr_warmup_steps": 10, "lr_scheduler": kind})
+    factors = [rate_factor(config, step, 110) for step in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == 1
+    assert factors[60] == pytest.approx(1 if kind == "constant" else 0.5)
+    assert factors[109] < (1.02 if kind == "constant" else 0.012)

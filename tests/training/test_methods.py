@@ -2,23 +2,25 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers import ROOT
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_runs import DATA, assert_same_weights, metrics, newest, tiny_run, tiny_trainer
+from tiny_runs import DATA, TINY, assert_same_weights, metrics, newest, tiny_run, tiny_trainer
 
 from ddpm_hf.__main__ import main as command
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.training import exported_pipeline, load_weights_of
-from ddpm_hf.training.telling import facts
+from ddpm_hf.training.facts import facts
 
 METHODS = [
     {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
@@ -28,7 +30,6 @@ METHODS = [
     {"lr_scheduler": "linear", "adam_weight_decay": 0.1},
     {"lr_scheduler": "constant", "ema_max_decay": 0.0},
     {"mixed_precision": "bf16"},
-    {"mixed_precision": "no"},
     {"class_conditional": False, "horizontal_flip": True},
     {"class_dropout_prob": 1.0},
     {"resize": "area"},
@@ -38,7 +39,8 @@ METHODS = [
 
 @pytest.mark.parametrize("settings", METHODS, ids=str)
 def test_a_run_with_it_learns_and_loads(tmp_path, settings):
-    tiny_run(tmp_path, max_train_steps=30, learning_rate=4e-3, residual=True, **settings)
+    rare = dict.fromkeys(("validation_steps", "sample_steps", "checkpointing_steps"), 30)
+    tiny_run(tmp_path, max_train_steps=30, learning_rate=4e-3, residual=True, **rare, **settings)
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert losses[-1] < losses[0]
     pipeline = load_pipeline(tmp_path)
@@ -48,12 +50,17 @@ def test_a_run_with_it_learns_and_loads(tmp_path, settings):
 
 
 def choices() -> list:
-    """Every value of every setting that has a list of them, compilation marked slow."""
+    """The values of the settings that have a list of them, without those of TINY, of METHODS and the defaults.
+
+    These are in the other runs. Compilation is marked slow.
+    """
     found = []
     for name, field in TrainConfig.model_fields.items():
         for value in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
-            slow = name == "torch_compile" and value != "no"
-            found.append(pytest.param(name, value, marks=[pytest.mark.slow] if slow else [], id=f"{name}={value}"))
+            if {name: value} in METHODS or value == TINY.get(name, field.default):
+                continue
+            marks = [pytest.mark.slow] if name == "torch_compile" else []
+            found.append(pytest.param(name, value, marks=marks, id=f"{name}={value}"))
     return found
 
 
@@ -102,7 +109,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 
 def test_no_average_means_the_weights_themselves(tmp_path):
-    trainer = tiny_run(tmp_path, ema_max_decay=0.0)
+    trainer = tiny_run(tmp_path, ema_max_decay=0.0, max_train_steps=4)
     exported = load_pipeline(tmp_path).unet.state_dict()
     assert all(torch.equal(exported[name], tensor) for name, tensor in trainer.state.unet.state_dict().items())
 
@@ -141,8 +148,8 @@ def test_every_average_can_be_exported(tmp_path, capsys):
     ("weights", "message"),
     [("0.9", "its averages are of decay 0.999, 0.5, besides 'raw'"), ("x", "has no weights 'x'")],
 )
-def test_an_average_that_is_not_there(tmp_path, weights, message):
-    tiny_run(tmp_path, ema_max_decay=[0.999, 0.5], max_train_steps=4)
+def test_an_average_that_is_not_there(tmp_path, finished_run, weights, message):
+    finished_run(tmp_path, ema_max_decay=[0.999, 0.5], max_train_steps=4)
     with pytest.raises(UserError, match=message):
         load_weights_of(tmp_path, weights)
     with pytest.raises(UserError, match="is not the output_dir of a run"):
@@ -155,6 +162,7 @@ STOCK = {"model": "unet2d", "class_conditional": False, "layers_per_block": 1, "
 STOCK |= {"num_attention_heads": 2}
 
 
+@pytest.mark.slow
 def test_a_stock_run_loads_in_plain_diffusers(tmp_path):
     """No remote code, no ddpm_hf, no python file in the repository: only diffusers, in a clean process."""
     trainer = tiny_run(tmp_path, **STOCK)
@@ -170,7 +178,7 @@ def test_a_stock_run_loads_in_plain_diffusers(tmp_path):
         "image = pipeline(batch_size=1, num_inference_steps=2).images[0]\n"
         "print(type(pipeline.unet).__name__, type(pipeline.scheduler).__name__, image.size)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[0] == "UNet2DModel DDPMScheduler (32, 32)"
     ours = load_pipeline(tmp_path)
@@ -184,6 +192,25 @@ def test_a_stock_run_is_exported_as_a_stock_pipeline(tmp_path):
     assert index["_class_name"] == "DDPMPipeline"
     assert index["unet"] == ["diffusers", "UNet2DModel"]
     assert not list((tmp_path / "out").rglob("*.py"))
+
+
+def test_the_scheduler_of_a_stock_export_is_good_with_few_steps(tmp_path):
+    """Of a perfect network for one gray image, a tenth of the steps leaves no grain; large variance does."""
+    tiny_run(tmp_path / "run", **STOCK, max_train_steps=4, num_train_timesteps=1000)
+    scheduler = DDPMScheduler.from_pretrained(tmp_path / "run" / "pipeline" / "scheduler")
+    grain = {}
+    for variance in (scheduler.config.variance_type, "fixed_large"):
+        few = DDPMScheduler.from_config(scheduler.config, variance_type=variance)
+        few.set_timesteps(20)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(4, 1, 8, 8, generator=generator)
+        for t in few.timesteps:
+            alpha_bar = few.alphas_cumprod[t]
+            noise = (x - alpha_bar.sqrt() * 0.1) / (1 - alpha_bar).sqrt()
+            x = few.step(noise + 0.1 * torch.randn(x.shape, generator=generator), t, x, generator=generator).prev_sample
+        grain[variance] = (x - 0.1).std().item()
+    assert few.timesteps[0] == 999 and scheduler.config.variance_type == "fixed_small"
+    assert grain["fixed_small"] < 0.5 * grain["fixed_large"]
 
 
 def test_a_stock_network_has_attention_where_asked(tmp_path):
@@ -205,7 +232,7 @@ def test_gray_and_color_sets_are_mixed(tmp_path):
     assert (trainer.data.num_channels, trainer.data.num_classes) == (3, 11)
     counts = {0: 0, 1: 0}
     for step in range(30):
-        for index in trainer.feed.share_of(step):
+        for index in trainer.batches.share_of(8 * step):
             counts[int(index >= trainer.data.sizes[0])] += 1
     assert counts[1] / (counts[0] + counts[1]) == pytest.approx(0.75, abs=0.02)
     pipeline = load_pipeline(tmp_path / "run")
@@ -215,12 +242,10 @@ def test_gray_and_color_sets_are_mixed(tmp_path):
 
 
 def test_a_streamed_run_resumes_to_the_bit(tmp_path):
-    import shutil
-
     settings = {"streaming": True, "shuffle_buffer_size": 16}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     trainer = tiny_run(whole, **settings)
-    assert json.loads((newest(whole) / "state.json").read_text())["streams"] == [trainer.feed.state()]
+    assert json.loads((newest(whole) / "state.json").read_text())["streams"] == [trainer.batches.state()]
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "step-12")
     shutil.rmtree(broken / "pipeline")
@@ -238,7 +263,7 @@ def test_the_data_side_of_a_run_is_reported(tmp_path, capsys):
         tiny_run(tmp_path / "run", **settings)
     trainer = tiny_run(tmp_path / "run", **settings, on_bad_image="skip")
     assert "1 bad images skipped" in capsys.readouterr().out
-    assert "07.png" in facts(trainer)["Bad images skipped"]
+    assert "07.png" in facts(trainer).described()["Bad images skipped"]
 
 
 def test_the_repository_has_what_the_tests_train_on():

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-SECTION = "#### From a folder of pictures to a pipeline"
+SECTION = "## Train on your pictures"
 SHORT = ["--max_train_steps", "3", "--num_samples", "2", "--block_out_channels", "[8, 16, 16, 16]"]
 
 

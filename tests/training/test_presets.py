@@ -19,8 +19,6 @@ FLOWERS = 102
 @pytest.fixture
 def served(hub):
     """Puts a parquet file on the Hub as a split of a data set."""
-    if hub.storage == "xet":
-        pytest.skip("the storage makes no difference here")
 
     def serve(repo: str, split: str, file):
         owner = repo.split("/")[0]
@@ -80,5 +78,22 @@ def test_fashion_mnist(served, tmp_path, preset):
     image = pipeline(1, num_inference_steps=2, seed=0).images[0]
     assert (image.mode, image.size) == ("L", (28, 28))
     assert (pipeline.num_classes, pipeline.scheduler.config.prediction_type) == (
-        (10, "v_prediction") if preset == "fashion_mnist_small" else (None, "epsilon")
+        (10, "sample") if preset == "fashion_mnist_small" else (None, "epsilon")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [128, 256])
+def test_emoji_in_patches(tmp_path, size):
+    for name, colour in (("face", "yellow"), ("sign", "blue")):
+        (tmp_path / "emoji" / name).mkdir(parents=True)
+        for i in range(4):
+            square = Image.new("RGBA", (size, size))
+            square.paste(Image.new("RGBA", (size // 2, size // 2), colour), (i, size // 4))
+            square.save(tmp_path / "emoji" / name / f"{i}.png")
+    trainer = trained(f"emoji_{size}", tmp_path / "run", "--dataset", str(tmp_path / "emoji"), "--label_column", "null")
+    assert trainer.data.images.shape[1:] == (3, size, size)
+    assert size // trainer.config.patch_size == 32
+    image = load_pipeline(tmp_path / "run")(1, num_inference_steps=2, seed=0, class_labels=[0]).images[0]
+    assert (image.mode, image.size) == ("RGB", (size, size))
+    assert np.isfinite(metrics(tmp_path / "run")[-1]["loss"])

@@ -17,11 +17,11 @@ from ddpm_hf.checkpoints import checkpoints_of
 from ddpm_hf.config import build_config
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
+from ddpm_hf.run import Facts
 from ddpm_hf.stopping import StopSignal
 from ddpm_hf.training import pushing
 
 HUB = {"push_to_hub": True, "hub_model_id": "alice/run"}
-one_storage = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 OF_RUN = {"config.yaml", "metrics.jsonl", "README.md", ".gitattributes", "model_index.json"}
 OF_RUN |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"}
 
@@ -56,7 +56,6 @@ def one_after_the_other(poll):
     return wait
 
 
-@one_storage
 def test_a_run_is_pushed_when_it_is_done(hub, tmp_path, capsys):
     folder = tmp_path / "run"
     tiny_run(folder, **HUB, hub_license="mit")
@@ -73,7 +72,6 @@ def test_a_run_is_pushed_when_it_is_done(hub, tmp_path, capsys):
     assert load_pipeline("alice/run").num_classes == 10
 
 
-@one_storage
 def test_every_checkpoint_is_pushed_and_tagged(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
     folder = tmp_path / "run"
@@ -86,20 +84,18 @@ def test_every_checkpoint_is_pushed_and_tagged(hub, tmp_path, monkeypatch):
     assert [name for name in files(hub, "step-8") if "samples" in name] == ["samples/step-0000006.png"]
 
 
-@one_storage
 def test_the_best_checkpoint_is_pushed(hub, tmp_path):
     folder = tmp_path / "run"
     # a learning rate that makes it worse after the first checkpoints
     trainer = tiny_run(folder, **HUB, hub_strategy="best", validation_steps=4, learning_rate=0.05, lr_warmup_steps=0)
-    best = trainer.best_step
+    best = trainer.run.best_step()
     assert best in (4, 8, 12)
     assert titles(hub)[-1] == f"Upload model of step {best}"
     weights = folder / f"checkpoints/step-{best}/pipeline/unet/diffusion_pytorch_model.safetensors"
     assert same_weights(hub, weights)
 
 
-@one_storage
-def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, capsys):
+def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, finished_run, capsys):
     hub.fault("POST", "/commit/main", times=10_000, status=403, message="Private storage limit reached")
     folder = tmp_path / "run"
     tiny_run(folder, **HUB, hub_strategy="every_save", hub_private_repo=True)
@@ -107,9 +103,9 @@ def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, capsys
     command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --private`"
     (line,) = {line for line in out.splitlines() if line.startswith("warning: step 12:")}
     assert "pushing to alice/run failed: the Hub refuses this (403: Private storage limit reached)" in line
-    assert line.endswith(f"The run goes on; when that is mended, {command} pushes it.")
+    assert line.endswith(f"The run goes on; when that is fixed, {command} pushes it.")
     assert titles(hub) == []
-    tiny_run(tmp_path / "unpushed")
+    finished_run(tmp_path / "unpushed")
     assert_same_weights(folder, tmp_path / "unpushed")
 
     hub.faults.clear()
@@ -120,7 +116,6 @@ def test_a_failed_push_is_told_and_finished_by_the_command(hub, tmp_path, capsys
     assert len(titles(hub)) == 1
 
 
-@one_storage
 def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, capsys, monkeypatch):
     """As long as the checkpoint is kept; of one that is gone, the line says that the newest is pushed."""
     monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
@@ -135,7 +130,7 @@ def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, c
     for step, line in zip((4, 8), lines):
         command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {step} --tag step-{step}"
         command = f"{command} --tag-only`"
-        assert line.endswith(f"when that is mended, {command} pushes it, as long as its checkpoint is kept.")
+        assert line.endswith(f"when that is fixed, {command} pushes it, as long as its checkpoint is kept.")
     assert main(shlex.split(command.strip("`"))[3:]) == 0
     assert hub.repos["model", "alice/run"].tags.keys() == {"step-8", "step-12"}
     assert same_weights(hub, folder / "checkpoints/step-8/pipeline/unet/diffusion_pytorch_model.safetensors", "step-8")
@@ -145,16 +140,15 @@ def test_a_failed_push_of_a_checkpoint_is_finished_with_its_tag(hub, tmp_path, c
 
     shutil.rmtree(folder / "checkpoints/step-8")
     pushes = pushing.Pushes(build_config({**TINY, **HUB, **settings, "output_dir": str(folder)}), print)
-    pushes.push(8, {}, checkpoint=True)
+    pushes.push(8, Facts(), checkpoint=True)
     newest = f"`python -m ddpm_hf push {folder} --repo-id alice/run` pushes the newest, for that checkpoint is gone."
     assert capsys.readouterr().out.endswith(f"{newest}\n")
     (folder / "pipeline/model_index.json").unlink()
-    pushes.push(12, {}, checkpoint=False)
+    pushes.push(12, Facts(), checkpoint=False)
     end = f"`python -m ddpm_hf push {folder} --repo-id alice/run --tag step-12` pushes it."
     assert capsys.readouterr().out.endswith(f"{end}\n")
 
 
-@one_storage
 def test_a_failed_push_of_a_checkpoint_without_a_tag_is_finished_by_the_newest(hub, tmp_path, capsys, monkeypatch):
     """It would cover what the run has pushed since, and nobody would find it below."""
     monkeypatch.setattr(pushing.Pushes, "poll", one_after_the_other(pushing.Pushes.poll))
@@ -163,26 +157,24 @@ def test_a_failed_push_of_a_checkpoint_without_a_tag_is_finished_by_the_newest(h
     tiny_run(folder, **HUB, hub_strategy="every_save", checkpoints_total_limit=9)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step 4:")]
     command = f"`python -m ddpm_hf push {folder} --repo-id alice/run`"
-    assert line.endswith(f"when that is mended, {command} pushes the newest.")
+    assert line.endswith(f"when that is fixed, {command} pushes the newest.")
     assert main(shlex.split(command.strip("`"))[3:]) == 0
     assert titles(hub) == ["Upload model of step 8", "Upload model of step 12"]
 
 
-@one_storage
 def test_a_failed_last_push_of_the_best_is_finished_on_top(hub, tmp_path, capsys):
     hub.fault("POST", "/commit/main", times=10_000, status=403, message="no")
     folder = tmp_path / "run"
     options = {"hub_strategy": "best", "hub_tag_steps": True, "validation_steps": 4, "checkpoints_total_limit": 9}
-    best = tiny_run(folder, **HUB, **options).best_step
+    best = tiny_run(folder, **HUB, **options).run.best_step()
     line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step ")][-1]
     command = f"`python -m ddpm_hf push {folder} --repo-id alice/run --checkpoint {best} --tag step-{best}`"
-    assert f"when that is mended, {command} pushes it" in line
+    assert f"when that is fixed, {command} pushes it" in line
     hub.faults.clear()
     assert main(shlex.split(command.strip("`"))[3:]) == 0
     assert titles(hub) == [f"Upload model of step {best}"]
 
 
-@one_storage
 def test_a_run_that_was_killed_can_be_pushed_with_its_facts(hub, tmp_path, monkeypatch):
     """Those of its last checkpoint: data sets, device, time, and where its settings come from."""
     folder = tmp_path / "run"
@@ -206,9 +198,9 @@ def test_a_run_that_was_killed_can_be_pushed_with_its_facts(hub, tmp_path, monke
     assert "- fashion_mnist_tiny.parquet, licence mit" in card
 
 
-@one_storage
 def test_no_step_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch):
     """All steps are done, and the pipeline is exported, before the Hub answers the first request."""
+    monkeypatch.setattr(pushing, "FIRST_ANSWER", 0.2)
     released, done_before = threading.Event(), []
     hub.fault("*", "", times=1, delay=3600)
     sleep = time.sleep
@@ -226,7 +218,6 @@ def test_no_step_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch
     assert titles(hub) == ["Upload model of step 12"]
 
 
-@one_storage
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_hub(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pushing, "GRACE", 0.2)
     hub.fault("POST", "/commit/main", times=10_000, delay=60)
@@ -248,15 +239,48 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_hub(hub, tmp_path, ca
     assert not (tmp_path / "run/.push").exists()
 
 
-@one_storage
+def test_the_end_of_a_run_does_not_wait_for_ever(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pushing, "LONGEST_END", 0.2)
+    hub.fault("POST", "/commit/main", times=10_000, delay=60)
+    folder = tmp_path / "run"
+    begin = time.monotonic()
+    tiny_run(folder, **HUB)
+    assert time.monotonic() - begin < 55
+    command = f"`python -m ddpm_hf push {folder} --repo-id alice/run`"
+    assert f"warning: step 12 was not pushed yet; {command} does it." in capsys.readouterr().out
+    assert (folder / "pipeline").is_dir() and not (folder / ".push").exists()
+
+
 def test_a_private_run_is_not_pushed_to_a_public_repository(hub, tmp_path, capsys):
     from huggingface_hub import HfApi
 
     HfApi().create_repo("alice/run")
-    tiny_run(tmp_path / "run", **HUB, hub_private_repo=True)
-    out = capsys.readouterr().out
-    assert "warning: the repository: pushing to alice/run failed: it exists and is public, nothing was uploaded" in out
+    with pytest.raises(UserError, match="pushing to alice/run failed: it exists and is public, nothing was uploaded"):
+        tiny_run(tmp_path / "run", **HUB, hub_private_repo=True)
     assert titles(hub) == []
+    tiny_run(tmp_path / "run", **HUB, max_train_steps=1)  # in the same folder
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "config.yaml", "samples/step-0000001.png"])
+def test_a_repository_of_somebodys_is_noticed_before_the_first_step(hub, tmp_path, name):
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    HfApi().create_repo("alice/run")
+    HfApi().create_commit("alice/run", [CommitOperationAdd(name, b'{"_class_name": "Mine"}')], commit_message="mine")
+    with pytest.raises(UserError, match=f"holds {name} of another program, nothing was uploaded"):
+        tiny_run(tmp_path / "run", **HUB)
+    assert titles(hub) == ["mine"] and not list((tmp_path / "run").glob("[!.]*"))
+
+
+def test_other_files_of_somebodys_stay_where_a_run_is_pushed_to(hub, tmp_path):
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    HfApi().create_repo("alice/run")
+    notes = [CommitOperationAdd(name, b"mine") for name in ("notes.txt", "report.html", "unet/notes.txt")]
+    HfApi().create_commit("alice/run", notes, commit_message="mine")
+    tiny_run(tmp_path / "run", **HUB, max_train_steps=1)
+    assert all(files(hub)[operation.path_in_repo].data == b"mine" for operation in notes)
+    assert "model_index.json" in files(hub)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +309,6 @@ def test_settings_of_the_hub_go_together():
 
 
 @pytest.mark.slow
-@one_storage
 def test_two_ranks_push_once(hub, tmp_path):
     """Through the launcher, to a slow Hub; the second rank neither pushes nor waits."""
     hub.fault("*", "", times=10_000, delay=0.1)
@@ -308,7 +331,6 @@ def test_two_ranks_push_once(hub, tmp_path):
 
 
 @pytest.mark.slow
-@one_storage
 def test_a_killed_run_leaves_no_upload_behind(hub, tmp_path):
     """SIGKILL while the Hub does not answer: the upload's process ends too, and nothing is published."""
     import psutil
@@ -324,7 +346,7 @@ def test_a_killed_run_leaves_no_upload_behind(hub, tmp_path):
     uploads = psutil.Process(process.pid).children(recursive=True)
     assert any("ddpm_hf.hub.upload" in " ".join(child.cmdline()) for child in uploads)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(uploads, timeout=30)
+    process.communicate(timeout=300)
+    _, alive = psutil.wait_procs(uploads, timeout=300)
     assert not alive
     assert titles(hub) == []

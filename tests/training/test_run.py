@@ -79,8 +79,8 @@ def test_accumulated_gradient_is_the_batchs(tmp_path, parts):
     assert max((a - b).abs().max() for a, b in zip(whole, added, strict=True)) < 1e-5
 
 
-def test_a_finished_run_is_only_exported_again(tmp_path):
-    tiny_run(tmp_path)
+def test_a_finished_run_is_only_exported_again(tmp_path, finished_run):
+    finished_run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     tiny_run(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
@@ -88,14 +88,14 @@ def test_a_finished_run_is_only_exported_again(tmp_path):
 
 def test_all_ranks_take_the_precision_that_the_main_one_found(tmp_path, monkeypatch):
     """On a CPU it is measured; on a busy one, ranks measured differently, and trained in two precisions."""
-    import ddpm_hf.training.trainer as trainer
+    import ddpm_hf.training.distributed as distributed
 
-    monkeypatch.setattr(trainer, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(trainer, "bf16_is_faster", lambda: True)
-    assert tiny_trainer(tmp_path).accelerator.mixed_precision == "bf16"
+    monkeypatch.setattr(distributed, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(distributed, "bf16_is_faster", lambda: True)
+    assert tiny_trainer(tmp_path, mixed_precision="auto").accelerator.mixed_precision == "bf16"
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(trainer, "broadcast_object_list", lambda found: [{"bf16": "no"}[found[0]]])
-    assert tiny_trainer(tmp_path).accelerator.mixed_precision == "no"
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda found: [{"bf16": "no"}[found[0]]])
+    assert tiny_trainer(tmp_path, mixed_precision="auto").accelerator.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_settings_that_do_not_fit_leave_nothing_behind(tmp_path, settings):
 
 def poison(trainer, steps: set[int], value: float):
     """Multiply the loss of some steps."""
-    whole = trainer._loss
+    whole = trainer.step.loss
 
     def loss(*arguments):
         loss, error = whole(*arguments)
         factor = value if trainer.state.step in steps else 1.0
         return loss * factor, error * factor
 
-    trainer._loss = loss
+    trainer.step.loss = loss
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e4])
@@ -209,7 +209,8 @@ def test_a_loss_scale_that_skips_a_step_is_counted_and_restored(tmp_path):
     assert not torch.equal(trainer.state.unet.out_conv.weight, before)
     assert (progress.skipped_steps, progress.good_steps) == (1, 1)
 
-    trainer._save()
+    trainer.config.save(tmp_path / "config.yaml")
+    trainer.save()
     AcceleratorState._reset_state(True)
     again = tiny_trainer(tmp_path, mixed_precision="no")
     again.state.scaler = torch.amp.GradScaler("cpu", init_scale=7.0)
@@ -218,11 +219,11 @@ def test_a_loss_scale_that_skips_a_step_is_counted_and_restored(tmp_path):
 
 
 def test_a_batch_is_that_of_its_step_whatever_was_fetched_ahead(tmp_path):
-    feed = tiny_trainer(tmp_path).feed
+    feed = tiny_trainer(tmp_path).batches
     first = feed.batch(0)[0]
-    feed.batch(5)
+    feed.batch(40)
     assert torch.equal(feed.batch(0)[0], first)
-    assert torch.equal(feed.batch(1)[0], feed.data.take(feed.share_of(1))[0])
+    assert torch.equal(feed.batch(8)[0], feed.data.take(feed.share_of(8))[0])
 
 
 def test_settings_that_do_nothing_are_told(tmp_path, capsys):

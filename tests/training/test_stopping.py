@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -24,7 +25,7 @@ class StopAt(StopSignal):
         return self.left < 0
 
 
-def test_a_stop_at_any_check_is_resumed_to_the_bit(tmp_path, capsys):
+def test_a_stop_at_any_check_is_resumed_to_the_bit(tmp_path, real_grids, capsys):
     """Checks lie between steps, in the validation, the sampling and the score; a run is ended at ever later ones."""
     folder = tmp_path / "whole"
     stop = StopAt(10**6)
@@ -66,6 +67,28 @@ def test_signals_raise_before_the_work_begins_and_are_noted_after():
         with pytest.raises(StopRequested):
             stop.check()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
+    """An exception inside an import may be dropped by C code, and the module be imported a second time."""
+    (tmp_path / "slow_module.py").write_text(
+        "import os, signal, time\n"
+        "for _ in range(2):\n"  # Ctrl-C reaches a process twice where a launcher forwards it
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "whole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    start = time.monotonic()
+    with StopSignal() as stop:
+        with pytest.raises(StopRequested):
+            import slow_module
+
+            time.sleep(60)  # it wakes up
+        time.sleep(0.3)
+        assert time.monotonic() - start < 50
+        assert stop.reason == "SIGINT"
+    assert slow_module.whole
 
 
 def test_a_second_interrupt_ends_at_once_but_not_its_echo(monkeypatch):

@@ -9,8 +9,11 @@ from helpers import Moments, moments_file
 from PIL import Image
 from tiny_runs import metrics, newest, tiny_run, tiny_trainer
 
+from ddpm_hf.__main__ import main
 from ddpm_hf.data import mixed_seed
 from ddpm_hf.errors import UserError
+from ddpm_hf.figures import make_grid
+from ddpm_hf.hub import load_pipeline
 from ddpm_hf.training.plan import forward_gflop, plan
 from ddpm_hf.training.resuming import refusal
 from ddpm_hf.training.validation import BATCH, BUCKETS, Validation
@@ -27,28 +30,28 @@ def test_the_validation_loss_is_the_mean_over_pairs(tmp_path):
     """Against the loop written out, in float32."""
     trainer = tiny_trainer(tmp_path, mixed_precision="no", max_images=200)
     unet, scheduler = trainer.state.averaged_unet(), trainer.scheduler
-    loss, means = trainer.validation(unet, True, nothing)
-    data, pairs = trainer.validation_data, trainer.validation.num_pairs
+    loss, means = trainer.monitors.validation(unet, True, nothing)
+    data, pairs = trainer.validation_data, trainer.monitors.validation.num_pairs
     errors = []
     for start in range(0, pairs, BATCH):
         indices = np.arange(start, min(start + BATCH, pairs))
         x0, labels = data.batch(indices % len(data))
         seed = mixed_seed(trainer.config.seed, start // BATCH, len(indices))
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-        t = torch.from_numpy(trainer.validation.timesteps[indices])
+        t = torch.from_numpy(trainer.monitors.validation.timesteps[indices])
         with torch.no_grad():
             prediction = unet(scheduler.add_noise(x0, noise, t), t, labels).sample
         errors.append((prediction - noise).square().mean((1, 2, 3)))
     errors = torch.cat(errors)
     assert loss == pytest.approx(errors.mean().item(), rel=1e-5)
-    buckets = trainer.validation.timesteps * BUCKETS // len(scheduler)
+    buckets = trainer.monitors.validation.timesteps * BUCKETS // len(scheduler)
     assert means == pytest.approx([errors[buckets == i].mean().item() for i in range(BUCKETS)], rel=1e-5)
 
 
 @pytest.mark.parametrize(("images", "pairs"), [(500, 50), (1000, 50)])
 def test_timesteps_are_spread_evenly(tmp_path, images, pairs):
     trainer = tiny_trainer(tmp_path, max_images=images, num_train_timesteps=1000)
-    timesteps = trainer.validation.timesteps
+    timesteps = trainer.monitors.validation.timesteps
     assert len(timesteps) == max(len(trainer.validation_data), pairs)
     counts = np.bincount(timesteps * BUCKETS // 1000)
     assert counts.min() == counts.max()
@@ -65,9 +68,19 @@ def test_the_validation_loss_falls_and_no_image_of_it_is_trained_on(tmp_path):
 
 def test_without_validation(tmp_path):
     trainer = tiny_run(tmp_path, validation_split=None)
-    assert trainer.validation is None
+    assert trainer.monitors.validation is None
     assert len(trainer.data) == 60
     assert not any("validation_loss" in line for line in metrics(tmp_path))
+
+
+def test_a_validation_loss_that_is_not_finite_is_null(tmp_path):
+    """JSON has no NaN: neither for the loss nor inside the list of its ranges."""
+    trainer = tiny_trainer(tmp_path, max_train_steps=2, logging_steps=1, checkpointing_steps=2, sample_steps=2)
+    trainer.monitors.validation = lambda *_: (math.inf, [0.5, math.nan, None, math.inf])
+    trainer.train()
+    line = metrics(tmp_path)[-1]
+    assert (line["validation_loss"], line["validation_loss_by_timestep"]) == (None, [0.5, None, None, None])
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 # ---- pictures
@@ -79,6 +92,27 @@ def test_grids_are_from_the_same_noise(tmp_path):
     first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "samples").iterdir()))
     assert np.abs(first.astype(int) - second).max() <= 1
     assert first.std() > 20
+
+
+@pytest.mark.parametrize(("conditional", "model"), [(True, "my_unet"), (False, "my_unet"), (False, "unet2d")])
+def test_the_grid_of_a_run_is_what_its_model_makes(tmp_path, real_grids, conditional, model):
+    """The last grid, the exported pipeline without arguments, and the command sample: the same pictures."""
+    network = {"norm_num_groups": 4, "layers_per_block": 1} if model == "unet2d" else {}
+    tiny_run(tmp_path, mixed_precision="no", class_conditional=conditional, model=model, **network)
+    grid = np.asarray(Image.open(sorted((tmp_path / "samples").iterdir())[-1])).astype(int)
+    options = ["--dtype", "float32", "--num-images", "4", "--output", str(tmp_path / "four.npz")]
+    assert main(["sample", str(tmp_path / "pipeline"), *options]) == 0
+    images = np.load(tmp_path / "four.npz")["images"]
+    if model == "my_unet":
+        pipeline = load_pipeline(tmp_path)
+        assert pipeline.config.num_inference_steps == 20 and pipeline.scheduler.config.algorithm_type is not None
+        expected = (2.0, [0, 20]) if conditional else (1.0, None)
+        assert (pipeline.config.guidance_scale, pipeline.config.guidance_interval) == expected
+        own = pipeline(4, seed=0).images
+        assert np.abs(np.stack([np.asarray(image) for image in own]).astype(int) - images).max() <= 1
+    images = images if model == "my_unet" else images[:, 2:30, 2:30]  # diffusers' own keeps what was padded
+    shown = np.asarray(make_grid([Image.fromarray(image) for image in images])).astype(int)
+    assert grid.shape == shown.shape and np.abs(grid - shown).max() <= 1
 
 
 # ---- the score
@@ -102,9 +136,9 @@ def test_the_score_is_the_frechet_distance_of_the_features(tmp_path, features):
     assert len(distances) == 2
     assert distances[0] != distances[1]
 
-    pipeline, steps = trainer._fast_pipeline()
+    pipeline = trainer.averaged_pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    fake = pipeline(12, [i % 10 for i in range(12)], num_inference_steps=steps, seed=0, output_type="pt").images
+    fake = pipeline(12, seed=0, output_type="pt").images
     real, _ = trainer.validation_data.batch(np.linspace(0, len(trainer.validation_data) - 1, 12).astype(int))
     eight_bit = [(images * 255).round() / 255 for images in (fake, pipeline.postprocess(real, "pt"))]
     a, b = (Moments()(images).double().numpy() for images in eight_bit)
@@ -121,7 +155,7 @@ def test_a_score_of_a_single_image_is_refused(tmp_path):
 def test_features_that_cannot_be_used_are_one_line(tmp_path):
     (tmp_path / "no.pt").write_bytes(b"no network")
     torch.jit.script(torch.nn.Flatten(0)).save(str(tmp_path / "flat.pt"))
-    for name, message in [("none.pt", "are not there"), ("no.pt", "cannot be loaded"), ("flat.pt", "gives shape")]:
+    for name, message in [("none.pt", "not found"), ("no.pt", "cannot be loaded"), ("flat.pt", "returns shape")]:
         with pytest.raises(UserError, match=message) as error:
             tiny_trainer(tmp_path / "run", score_features=str(tmp_path / name))
         assert "\n" not in str(error.value)
@@ -193,15 +227,15 @@ def test_the_plan_says_what_it_would_do_and_writes_nothing(tmp_path):
         "data set",
         "compute",
         "time to finish",
-        "peak memory",
+        "device memory",
         "  metrics",
         "  pictures",
         "  pipeline",
     }
 
 
-def test_the_plan_says_what_would_be_refused(tmp_path):
-    tiny_run(tmp_path / "run", max_train_steps=4)
+def test_the_plan_says_what_would_be_refused(tmp_path, finished_run):
+    finished_run(tmp_path / "run", max_train_steps=4)
     lines = dict(plan(tiny_trainer(tmp_path / "run", max_train_steps=4)))
     assert "  resuming" not in lines
     lines = dict(plan(tiny_trainer(tmp_path / "run", max_train_steps=4, seed=3)))
@@ -235,6 +269,6 @@ def test_the_report_is_written_at_the_end(tmp_path, real_report):
     tiny_run(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "57" in page
-    assert "step-0000012.png" in page
+    assert "Samples at step 12" in page
     assert Image.open(tmp_path / "loss.png").width > 500
     assert not math.isnan(metrics(tmp_path)[-1]["validation_loss"])

@@ -32,6 +32,7 @@ TINY = {
     "sample_steps": 6,
     "num_samples": 4,
     "num_train_timesteps": 50,
+    "mixed_precision": "no",  # the fastest for so small a network
     "report_to": "none",
 }
 SMOKE = ["--config", "configs/smoke.yaml", "--max_train_steps", "40", "--checkpointing_steps", "10"]

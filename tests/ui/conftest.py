@@ -64,4 +64,4 @@ def server(tmp_path_factory):
     model = export_tiny(tmp_path_factory.mktemp("models") / "shapes", conditional=True)
     server = AppServer(model, tmp_path_factory.mktemp("scratch"))
     yield server
-    server.stop()
+    assert server.stop() == 0

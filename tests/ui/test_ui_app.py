@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 
-import httpx
 import pytest
 from app_server import NAMES, ROOT, AppServer, export_tiny, run_app
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from helpers import wait_until
 from PIL import Image
 
+import app
+from benchmarks.abuse import Target
 from ddpm_hf.ui.links import snippet
 from ddpm_hf.ui.runs import Engine
 
@@ -29,34 +30,6 @@ def client(server):
     client = Client(server.url, verbose=False)
     yield client
     client.close()
-
-
-def page_function(url: str) -> int:
-    """Index of the handler that fills the stage, which has no name of its own."""
-    config = httpx.get(f"{url}/config", timeout=60).json()
-    stage = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "stage")
-    (found,) = [d["id"] for d in config["dependencies"] if stage in d["outputs"]]
-    return found
-
-
-def join(url: str, function: int, data: list) -> str:
-    """Press the button as a program would; returns the session. JSON with NaN, as browsers cannot but programs can."""
-    session = uuid.uuid4().hex
-    body = json.dumps({"data": data, "fn_index": function, "session_hash": session})
-    headers = {"content-type": "application/json"}
-    httpx.post(f"{url}/gradio_api/queue/join", content=body, headers=headers, timeout=60).raise_for_status()
-    return session
-
-
-def messages(url: str, session: str):
-    with httpx.stream("GET", f"{url}/gradio_api/queue/data", params={"session_hash": session}, timeout=120) as response:
-        for line in response.iter_lines():
-            if line.startswith("data:"):
-                yield json.loads(line[5:])
-
-
-def outcome(url: str, function: int, data: list) -> dict:
-    return next(m for m in messages(url, join(url, function, data)) if m["msg"] == "process_completed")
 
 
 # ---- programs
@@ -75,8 +48,8 @@ def test_generate_with_gradio_client(client):
 
 
 def test_generate_reports_progress(client):
-    job = client.submit(**{**LONG, "steps": 150}, api_name="/generate")
-    job.result(timeout=120)
+    job = client.submit(**{**LONG, "num_images": 4, "steps": 150}, api_name="/generate")
+    job.result(timeout=300)
     reports = [report for report in job.outputs() if not report["done"]]
     assert reports and all(report["total"] == 150 for report in reports)
     assert [report["step"] for report in reports] == sorted(report["step"] for report in reports)
@@ -84,7 +57,7 @@ def test_generate_reports_progress(client):
 
 def test_generate_with_curl(server):
     """The two calls that the API page shows."""
-    body = json.dumps({"data": [2, "square", 1, "ddim", 4, 7]})
+    body = json.dumps({"data": [2, "square", 1, "ddim", 4, 7, [0, 400]]})
     start = [
         "curl",
         "-s",
@@ -94,9 +67,9 @@ def test_generate_with_curl(server):
         "-H",
         "Content-Type: application/json",
     ]
-    event = json.loads(subprocess.run([*start, "-d", body], capture_output=True, check=True, timeout=60).stdout)
+    event = json.loads(subprocess.run([*start, "-d", body], capture_output=True, check=True, timeout=300).stdout)
     url = f"{server.url}/gradio_api/call/generate/{event['event_id']}"
-    lines = subprocess.run(["curl", "-sN", url], capture_output=True, check=True, text=True, timeout=60).stdout.split(
+    lines = subprocess.run(["curl", "-sN", url], capture_output=True, check=True, text=True, timeout=300).stdout.split(
         "\n"
     )
     data = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))
@@ -154,9 +127,17 @@ def test_generate_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert list(endpoints) == ["/generate", "/noise", "/compare"]
     parameters = {p["parameter_name"]: p for p in endpoints["/generate"]["parameters"]}
-    assert list(parameters) == ["num_images", "class_name", "guidance_scale", "sampler", "steps", "seed"]
+    assert list(parameters) == [
+        *("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "guidance_interval")
+    ]
+    own = {name: parameters[name]["parameter_default"] for name in ("guidance_scale", "guidance_interval", "sampler")}
+    assert own == {"guidance_scale": 2.0, "guidance_interval": [0, 400], "sampler": "dpm-sde"}
     assert parameters["steps"]["type"] == {"type": "integer"} and parameters["steps"]["parameter_default"] == 20
-    assert "seed" in endpoints["/generate"]["description"]
+    assert "classifier-free guidance" in endpoints["/generate"]["description"]
+    answers = {name: endpoint["returns"][0]["type"]["properties"] for name, endpoint in endpoints.items()}
+    assert answers["/generate"]["images"]["items"]["properties"]["png"] == {"type": "string"}
+    assert answers["/compare"]["lanes"]["items"]["properties"]["calls"] == {"type": "integer"}
+    assert answers["/noise"]["strip"] == {"type": "array", "items": {"type": "string"}}
     assert [p["parameter_name"] for p in endpoints["/noise"]["parameters"]] == ["t", "example", "image", "seed"]
     assert [p["parameter_name"] for p in endpoints["/compare"]["parameters"]][:2] == ["lanes", "num_images"]
 
@@ -168,6 +149,7 @@ BAD = [
     *[("num_images", value) for value in (math.nan, None, False, 1.5, "4", [4], 0, 65)],
     *[("seed", value) for value in (math.nan, None, True, 0.5, "0", [0], -1, 2**32)],
     *[("guidance_scale", value) for value in (math.nan, -math.inf, None, True, "1", [1], 21)],
+    *[("guidance_interval", value) for value in (None, True, 5, "0,400", [5], [5, 1], [0, 1001], [0, None], {})],
     *[("sampler", value) for value in (None, True, 1, "magic", ["dpm"], "../../etc/passwd")],
     *[("class_name", value) for value in (None, True, 1.0, "hat", ["circle"], {"a": 1}, "<script>alert(1)</script>")],
 ]
@@ -179,11 +161,11 @@ def check_refusal(message: str | None):
 
 
 def test_page_refuses_each_bad_value_over_http(server):
-    function = page_function(server.url)
+    target = Target(server.url)
     for name, value in BAD:
-        completed = outcome(server.url, function, [{**PAGE_VALUES, name: value}])
-        assert completed["success"] is False, (name, value)
-        check_refusal(completed["output"]["error"])
+        seen = target.press("generate", {**PAGE_VALUES, name: value})
+        assert seen.how == "error", (name, value)
+        check_refusal(seen.text)
     assert "Traceback" not in "".join(server.log)
 
 
@@ -200,27 +182,29 @@ def test_api_refuses_each_bad_value_over_http(server, client):
 
 
 def test_page_works_after_all_that(server):
-    assert outcome(server.url, page_function(server.url), [PAGE_VALUES])["success"] is True
+    assert Target(server.url).press("generate", PAGE_VALUES).how == "done"
 
 
 # ---- visitors who leave
 
 
 def test_a_dropped_connection_frees_the_model(server, client):
-    function = page_function(server.url)
-    session = join(server.url, function, [{**PAGE_VALUES, **LONG}])
-    stream = messages(server.url, session)
-    next(m for m in stream if m["msg"] == "process_generating")
-    started = time.monotonic()
-    stream.close()
+    with Target(server.url).page_run("generate", {**PAGE_VALUES, **LONG}) as events:
+        event = next(events)["run"]
+        next(one for one in events if one.get("frames"))
     client.predict(num_images=1, steps=1, api_name="/generate")
-    # the run that was left has most of its steps to go; waiting for it would take many seconds
-    assert time.monotonic() - started < 4
+
+    def outcomes() -> list[str]:
+        jobs = [json.loads(line) for line in server.log if '"event": "job"' in line]
+        return [job["outcome"] for job in jobs if job["request"] == event]
+
+    wait_until(outcomes)
+    assert outcomes() == ["left"]
 
 
 def test_runs_leave_no_files(server, client):
     client.predict(num_images=2, steps=2, api_name="/generate")
-    outcome(server.url, page_function(server.url), [PAGE_VALUES])
+    assert Target(server.url).press("generate", PAGE_VALUES).how == "done"
     assert [path for path in server.scratch.rglob("*") if path.is_file()] == []
 
 
@@ -235,15 +219,25 @@ def failed_start(*arguments: str, **environment: str) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_missing_model_is_one_line():
     assert "is not there" in failed_start("--model", "./no-such-model")
 
 
-def test_model_from_the_environment(tmp_path):
+@pytest.mark.parametrize("arguments", [[], ["--model", "./no-such-model"]], ids=["environment", "missing"])
+def test_a_model_that_is_none_is_one_line(tmp_path, monkeypatch, capsys, arguments):
+    """Of the environment, and of the command line, which comes first."""
     (tmp_path / "model_index.json").write_text("{}")
-    assert "unet" in failed_start(MODEL_ID=str(tmp_path))
+    monkeypatch.setenv("MODEL_ID", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("ddpm_hf.devices.leave_cores", lambda: 1)  # this process keeps its threads
+    assert app.main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and errors.startswith("error: ")
+    assert ("is not there" if arguments else "unet") in errors
 
 
+@pytest.mark.slow
 def test_port_in_use_is_one_line(server, tmp_path):
     model = export_tiny(tmp_path / "plain", conditional=False)
     with socket.socket() as taken:
@@ -258,18 +252,17 @@ def test_bad_arguments_are_one_line(arguments):
     failed_start(*arguments)
 
 
+@pytest.mark.slow
 def test_unconditional_model_on_a_space_and_sigterm(tmp_path):
     """A Space is reached from outside; SIGTERM ends it with status 0, also in the middle of a run."""
     server = AppServer(
         export_tiny(tmp_path / "plain", conditional=False), tmp_path / "scratch", SPACE_ID="someone/space"
     )
     try:
-        values = [{**LONG, "seed": 0}]
-        stream = messages(server.url, join(server.url, page_function(server.url), values))
-        next(m for m in stream if m["msg"] == "process_generating")
-        started = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - started < 6  # the run would take longer, and so would the way out by force
+        with Target(server.url).page_run("generate", {**LONG, "seed": 0}) as events:
+            next(event for event in events if event.get("frames"))
+            assert server.stop() == 0
+            assert [event.get("state") for event in events][-1] == "stopped"
     finally:
         server.process.kill()
     log = "".join(server.log)

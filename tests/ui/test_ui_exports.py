@@ -3,9 +3,9 @@
 import asyncio
 import base64
 import io
+import resource
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from test_ui_runs import drain
 
 from ddpm_hf.__main__ import main
+from ddpm_hf.errors import UserError
 from ddpm_hf.hub import load_pipeline
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.ui.exports import KINDS, export, settings_of_png
@@ -55,15 +56,28 @@ def test_a_download_is_what_the_command_line_writes(local, folder, tmp_path, kin
     assert exported(local, REQUEST, kind) == command_line(folder, tmp_path / f"x.{kind}")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_download_needs_no_disk(engine, kind):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # writing to any file fails
+    try:
+        assert exported(engine, REQUEST, kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_link_api_and_command_line_agree_to_the_byte(folder, tmp_path, dtype):
-    engine = Engine(load_pipeline(folder, dtype=getattr(torch, dtype)), str(folder))
+    pipeline = load_pipeline(folder, dtype=getattr(torch, dtype))
+    pipeline.unet.to(memory_format=torch.channels_last)  # as the app and the commands load it
+    engine = Engine(pipeline, str(folder))
     chosen = {**REQUEST, "sampler": "dpm-sde", "guidance_scale": 2.5, "class_name": "square"}
     query = query_of(drain(stream_to_stage(engine, chosen))[-1]["settings"])
     settings = settings_of_query(engine, query)
     from_link = exported(engine, settings, "png")
     *_, answer = drain(generate_for_program(engine, settings))
     options = ["--scheduler", "dpm-sde", "--guidance-scale", "2.5", "--labels", "square"]
+    assert settings["guidance_interval"] == [0, 1000]
     written = command_line(folder, tmp_path / "x.png", *options, dtype=dtype)
     assert from_link == base64.b64decode(answer["grid_png"]) == written
     for i, image in enumerate(answer["images"]):
@@ -94,9 +108,9 @@ def test_a_download_leaves_no_file(engine, tmp_path, monkeypatch):
     + [({**REQUEST, "image": bad}, "png") for bad in (4, -1, 1.5, True, "0", [0], float("nan"))],
 )
 def test_refuses_downloads_of_what_there_is_not(engine, values, kind):
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(UserError) as caught:
         exported(engine, values, kind)
-    assert "\n" not in caught.value.message
+    assert "\n" not in str(caught.value)
 
 
 # ---- settings in pictures and links
@@ -110,6 +124,7 @@ def test_a_picture_holds_its_settings(engine):
         "num_images": 4,
         "class_name": "any",
         "guidance_scale": 1.5,
+        "guidance_interval": [0, 1000],
         "sampler": "dpm-sde",
         "steps": 5,
         "seed": 21,
@@ -135,9 +150,9 @@ def png_with(text: str, key="ddpm_hf") -> bytes:
     ],
 )
 def test_no_other_picture_sets_anything(engine, content):
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(UserError) as caught:
         settings_of_png(engine, content)
-    assert "\n" not in caught.value.message and "<script" not in caught.value.message
+    assert "\n" not in str(caught.value) and "<script" not in str(caught.value)
 
 
 def test_settings_survive_a_link(engine):
@@ -146,6 +161,7 @@ def test_settings_survive_a_link(engine):
         "num_images": 7,
         "class_name": "<b>star</b>",
         "guidance_scale": 2.5,
+        "guidance_interval": [100.5, 400],
         "sampler": "dpm-sde",
         "steps": 33,
         "seed": 2**32 - 1,
@@ -155,17 +171,25 @@ def test_settings_survive_a_link(engine):
     assert settings_of_query(engine, "seed=5&utm_source=mail")["seed"] == 5
 
 
+def test_a_link_keeps_the_end_of_a_name():
+    assert query_of({"model": "shapes-1.0", "class_name": "2.0", "guidance_scale": 2.0}) == (
+        "class_name=2.0&guidance_scale=2&model=shapes-1.0"
+    )
+
+
 @pytest.mark.parametrize(
-    "query", ["steps=nan", "steps=1e3", "seed=-1", "sampler=x", "class_name=hat", "guidance_scale=inf", "model=x/y"]
+    "query",
+    ["steps=nan", "steps=1e3", "seed=-1", "sampler=x", "class_name=hat", "guidance_scale=inf", "model=x/y"]
+    + ["guidance_interval=0", "guidance_interval=0,x", "guidance_interval=0,nan", "guidance_interval=9,1"],
 )
 def test_a_link_is_checked(engine, query):
-    with pytest.raises(gr.Error):
+    with pytest.raises(UserError):
         settings_of_query(engine, query)
 
 
 @pytest.mark.parametrize("query", [None, 3, "seed=1&" * 1000])
 def test_what_is_no_link_is_refused(engine, query):
-    with pytest.raises(gr.Error, match="too long"):
+    with pytest.raises(UserError, match="too long"):
         settings_of_query(engine, query)
 
 
@@ -212,11 +236,11 @@ def test_the_code_for_the_embedded_model_names_a_folder_of_the_repository(engine
 
 
 def test_code_of_other_kinds_is_refused(engine):
-    with pytest.raises(gr.Error, match="diffusers, gradio_client, curl"):
+    with pytest.raises(UserError, match="diffusers, gradio_client, curl"):
         snippet(engine, {}, "perl")
 
 
 def test_settings_cannot_break_out_of_the_code(engine):
-    with pytest.raises(gr.Error):
+    with pytest.raises(UserError):
         snippet(engine, {"class_name": "'\"; import os #"}, "curl")
     assert "class_name='<b>star</b>'" in snippet(engine, {"class_name": "<b>star</b>"}, "gradio_client")

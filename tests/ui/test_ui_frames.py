@@ -14,6 +14,11 @@ from ddpm_hf.ui.frames import encode_frame, starting_noise
 from ddpm_hf.ui.tasks import Film
 
 
+def frames_of(values: list[dict]) -> dict[str, dict]:
+    """All frames of a run by index, from the values of its stream."""
+    return {index: frame for value in values for index, frame in value["frames"].items()}
+
+
 def decoded(url: str) -> Image.Image:
     header, _, data = url.partition(",")
     assert header in ("data:image/png;base64", "data:image/webp;base64")
@@ -54,14 +59,14 @@ def test_frames_are_of_the_scale_of_images(engine, name):
     pipeline = with_sampler(engine.pipeline, name)
     step = next(pipeline.denoise(4, [0] * 4, 1.0, 20, seed=0))
     # the network is untrained, so no more than the order of magnitude can be told
-    assert 0.2 < pipeline.unit_variance(step.sample).std() < 3
+    assert 0.2 < pipeline.unit_variance(step).std() < 3
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_finished_images_are_shown_as_they_are(engine, name):
     pipeline = with_sampler(engine.pipeline, name)
     *_, step = pipeline.denoise(2, [0] * 2, 1.0, 3, seed=0)
-    assert torch.equal(pipeline.unit_variance(step.sample), step.sample)
+    assert torch.equal(pipeline.unit_variance(step), step.sample)
 
 
 @pytest.mark.parametrize("which", ["engine", "plain_engine"])

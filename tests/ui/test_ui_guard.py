@@ -1,21 +1,23 @@
 """The parts of the guard, each alone; test_ui_hostile.py has them all in a real server."""
 
 import asyncio
+import contextlib
+import errno
 import json
 import logging
-import os
+import threading
 
-import fastapi
-import gradio as gr
 import pytest
-from gradio.data_classes import PredictBodyInternal
+from hostile.bodies import HEADERS
 
-from ddpm_hf.ui.addresses import address_of
-from ddpm_hf.ui.attendance import AttendedQueue
-from ddpm_hf.ui.guard import API, Allowances, Answer, Bounds, Refused, Shares, check_route, line_of, parsed
+from ddpm_hf.errors import UserError
+from ddpm_hf.ui import attendance
+from ddpm_hf.ui.addresses import address_of, checked_headers, trusted_proxies
+from ddpm_hf.ui.attendance import MAX_CALLS_OF_ADDRESS, MAX_CALLS_OF_SESSION, Attendance
+from ddpm_hf.ui.bodies import Refused, json_value, parsed
+from ddpm_hf.ui.guard import API, Allowances, Answer, Bounds, Gate, Guard, Shares, check_route, line_of
 from ddpm_hf.ui.journal import REFUSALS_A_SECOND, Journal
-from ddpm_hf.ui.limits import MAX_JOBS_OF_SESSION
-from ddpm_hf.ui.sweep import sweep
+from ddpm_hf.ui.limits import DISK_FULL, STOPPED
 
 # ---- addresses
 
@@ -53,15 +55,55 @@ def test_on_a_space_every_peer_is_a_proxy(monkeypatch):
     assert seen_from("10.0.0.5", "192.168.0.1") == "10.0.0.5"
 
 
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("10.0.0.5", ("9.9.9.9",), "9.9.9.9"),
+        ("10.0.0.5", ("9.9.9.9, 192.168.1.7",), "192.168.1.7"),  # of the inside: the left one came with the request
+        ("10.0.0.5", ("1.1.1.1, 9.9.9.9, 203.0.113.8",), "9.9.9.9"),  # through two proxies
+        ("192.168.1.7", ("9.9.9.9",), "192.168.1.7"),  # nobody's proxy
+        ("127.0.0.1", ("9.9.9.9",), "9.9.9.9"),
+        ("10.0.0.5", (), "10.0.0.5"),
+    ],
+)
+def test_proxies_that_are_named(peer, forwarded, address, monkeypatch):
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, 203.0.113.8")
+    assert seen_from(peer, *forwarded) == address
+
+
+def test_proxies_that_are_none_are_one_line(monkeypatch):
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8,nginx")
+    with pytest.raises(UserError, match="must be addresses or networks"):
+        trusted_proxies()
+
+
+def test_no_request_renames_the_server(monkeypatch):
+    monkeypatch.delenv("SPACE_HOST", raising=False)
+    kept = [(b"host", b"example.org"), (b"x-forwarded-for", b"9.9.9.9"), (b"accept", b"*/*")]
+    for name, value in HEADERS:
+        changed = [*kept, (name.lower().encode(), value.encode())]
+        assert [pair for pair in checked_headers({"headers": changed}) if pair in kept] == kept
+        assert not [pair for pair in checked_headers({"headers": changed}) if b"host" in pair[0] and pair not in kept]
+    assert (b"x-forwarded-proto", b"https") in checked_headers({"headers": [(b"x-forwarded-proto", b"https")]})
+    monkeypatch.setenv("SPACE_HOST", "someone-space.hf.space")
+    found = checked_headers({"headers": [(b"x-forwarded-host", b"evil"), (b"x-forwarded-proto", b"http")]})
+    assert found == [(b"x-forwarded-host", b"someone-space.hf.space"), (b"x-forwarded-proto", b"https")]
+
+
 # ---- routes and bodies
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        *[("GET", path) for path in ("/", "/config", "/assets/x.js", f"{API}/queue/data", f"{API}/call/generate/1")],
-        *[("HEAD", "/"), ("POST", f"{API}/queue/join"), ("POST", f"{API}/call/generate"), ("OPTIONS", f"{API}/upload")],
-        ("GET", f"{API}/file=/uploads/picture.png"),
+        *[("GET", path) for path in ("/", "/config", "/page/main.js", f"{API}/queue/data", f"{API}/call/generate/1")],
+        *[
+            ("HEAD", "/"),
+            ("POST", f"{API}/queue/join"),
+            ("POST", f"{API}/call/generate"),
+            ("POST", "/page/run"),
+            ("OPTIONS", f"{API}/queue/join"),
+        ],
     ],
 )
 def test_open_routes(method, path):
@@ -77,8 +119,13 @@ def test_open_routes(method, path):
         ("GET", f"{API}/call/../run", 404),
         ("POST", "/", 404),
         ("POST", f"{API}/deep_link", 404),
-        ("GET", f"{API}/file=HTTP://x", 403),
-        ("GET", f"{API}/file=file:///etc/passwd", 403),
+        *[(method, f"{API}/upload", 404) for method in ("GET", "POST", "OPTIONS")],
+        ("GET", f"{API}/upload_progress", 404),
+        ("POST", f"{API}/run/generate", 404),
+        ("POST", f"{API}/api/generate", 404),
+        *[("GET", f"{API}/file={name}", 404) for name in ("HTTP://x", "file:///etc/passwd", "/uploads/picture.png")],
+        *[("GET", f"/{name}/index.js", 404) for name in ("assets", "static", "svelte")],
+        ("POST", f"{API}/component_server", 404),
         ("GET", f"{API}/heartbeat/a b", 400),
         ("PUT", "/", 405),
         ("CONNECT", "/", 405),
@@ -96,16 +143,46 @@ def test_json_of_bounded_depth_and_size():
     for body in (b"[[[[]]]]", b'{"a": {"b": {"c": {}}}}', b"[1,2,3,4,5,6]", b"[[1,2],[3,4,5]]"):
         with pytest.raises(Refused, match="nested"):
             parsed(body, bounds)
-    for body in (b"", b"{", b"\xff", b"[" * 10**5, b"9" * 5000):
+    for body in (b"", b"{", b"\xff", b"9" * 5000):
         with pytest.raises(Refused, match="not JSON"):
             parsed(body, bounds)
+
+
+def test_values_are_counted_before_parsing(monkeypatch):
+    monkeypatch.setattr("json.loads", lambda _: pytest.fail("the body was parsed"))
+    bounds = Bounds()
+    for unit in (b"[],", b"{},", b"1,", b"[", b'{"a":'):
+        for size in (100_000, 6_000_000):
+            with pytest.raises(Refused, match="too many values"):
+                parsed(b'{"data":[' + unit * (size // len(unit)), bounds)
+
+
+def test_a_large_body_is_one_picture():
+    bounds = Bounds(plain_json_bytes=1000, json_values_of_picture=8)
+    picture = "data:image/png;base64," + "A" * 2000
+    assert parsed(json.dumps({"data": [{"image": picture, "t": 1}]}).encode(), bounds)["data"][0]["t"] == 1
+    for values in (["x" * 2000], [{"a": "data:,text" + "x" * 2000}], [picture, "data:;" + "A" * 2000]):
+        with pytest.raises(Refused, match="must be a picture"):
+            parsed(json.dumps(values).encode(), bounds)
+    with pytest.raises(Refused, match="more than 8"):
+        parsed(json.dumps([picture, *range(8)]).encode(), bounds)
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(monkeypatch):
+    threads = []
+    monkeypatch.setattr("json.loads", lambda _: threads.append(threading.current_thread()))
+    for size in (100, 1000):
+        asyncio.run(json_value(b" " * size, Bounds(plain_json_bytes=500)))
+    assert threads[0] is threading.main_thread() and threads[1] is not threading.main_thread()
 
 
 @pytest.mark.parametrize("path", ["http://x/y", "HTTPS://x", " ftp://x", "file:///etc/passwd", "javascript:alert(1)"])
 def test_files_of_other_servers_are_refused(path):
     with pytest.raises(Refused, match="itself"):
         parsed(json.dumps({"data": [{"path": path}]}).encode(), Bounds())
-    parsed(b'{"path": "/uploads/x.png", "url": "http://127.0.0.1/gradio_api/file=/uploads/x.png"}', Bounds())
+    with pytest.raises(Refused, match="itself"):
+        parsed(b'{"path": "/uploads/x.png", "meta": {"_type": "gradio.FileData"}}', Bounds())
+    assert parsed(b'{"path": "dpm", "meta": "none"}', Bounds())
 
 
 @pytest.mark.parametrize(
@@ -223,6 +300,41 @@ def test_a_reader_who_does_not_read_ends_the_task():
     asyncio.run(asyncio.wait_for(stalls(), 20))
 
 
+def guarded(app, ask: bool) -> list[dict]:
+    """What comes back from ``app`` behind the guard: for a file, or for a question of the page."""
+    body = b'{"session": "a"}' if ask else b""
+    path, method = ("/page/noise", "POST") if ask else ("/config", "GET")
+    sent = []
+
+    bodies = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        return bodies.pop() if bodies else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def go():
+        gate = Gate(Attendance(lambda session: None), Journal())
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+        await Guard(app, gate)({**scope, "client": ("9.9.9.9", 1)}, receive, send)
+
+    asyncio.run(go())
+    return sent
+
+
+@pytest.mark.parametrize("ask", [False, True])
+def test_a_full_disk_is_one_line(ask, entries, caplog):
+    async def app(scope, receive, send):
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/place")
+
+    start, body = guarded(app, ask)
+    assert start["status"] == 507 and json.loads(body["body"])["detail"] == DISK_FULL
+    assert [entry["status"] for entry in entries()] == [507] and "secret" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 # ---- the log
 
 
@@ -233,26 +345,38 @@ def entries(caplog):
     return lambda: [json.loads(record.getMessage()) for record in caplog.records if record.name == "ddpm_hf.requests"]
 
 
-def job(journal: Journal, **changes):
-    about = {"settings": {"steps": 5}, "seconds": 1.23456, "first": 0.5, "outcome": "done", "message": None}
-    journal.job("7", "generate", **{**about, "address": "9.9.9.9", **changes})
+def job(journal: Journal, settings=None, address="9.9.9.9", error=None):
+    told = contextlib.suppress(UserError, asyncio.CancelledError)
+    with told, journal.job("generate", settings or {"steps": 5}, address) as entry:
+        entry.request = "7"
+        entry.began()
+        if error:
+            raise error
 
 
 def test_a_job_is_one_line(entries):
     job(Journal())
     (entry,) = entries()
+    assert 0 <= entry.pop("first") <= entry.pop("seconds") < 1
     assert {**entry, "time": "", "who": ""} == {
         "time": "",
         "event": "job",
         "request": "7",
         "endpoint": "generate",
         "settings": {"steps": 5},
-        "seconds": 1.235,
-        "first": 0.5,
         "outcome": "done",
         "message": None,
         "who": "",
     }
+
+
+def test_how_a_job_ended(entries):
+    for error in (UserError("steps must be many."), UserError(STOPPED), asyncio.CancelledError()):
+        job(Journal(), error=error)
+    with pytest.raises(ZeroDivisionError):
+        job(Journal(), error=ZeroDivisionError())
+    ends = [(entry["outcome"], entry["message"]) for entry in entries()]
+    assert ends == [("refused", "steps must be many."), ("stopped", None), ("left", None), ("failed", None)]
 
 
 def test_the_log_names_nobody(entries):
@@ -303,61 +427,66 @@ def test_a_flood_of_refusals_is_counted(entries, monkeypatch):
     assert entries()[-1]["left_out"] == 100 - REFUSALS_A_SECOND
 
 
-# ---- the disk
+# ---- calls of the API
 
 
-def aged(path, seconds: float, size: int = 10):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x" * size)
-    os.utime(path, (1e6 - seconds, 1e6 - seconds))
-    return path
+def test_calls_are_counted_at_the_door():
+    calls = Attendance(lambda session: None)
+    for _ in range(MAX_CALLS_OF_SESSION):
+        calls.admit("generate", "a", "9.9.9.9")
+    with pytest.raises(Refused, match="requests of yours") as caught:
+        calls.admit("generate", "a", "8.8.8.8")
+    assert caught.value.status == 429
+    for number in range(MAX_CALLS_OF_ADDRESS - MAX_CALLS_OF_SESSION):
+        calls.admit("generate", str(number), "9.9.9.9")
+    with pytest.raises(Refused, match="from your address"):
+        calls.admit("generate", "b", "9.9.9.9")
+    calls.named(calls.calls[0], None)  # Gradio has not taken it
+    calls.admit("generate", "a", "9.9.9.9")
 
 
-def test_sweep_takes_what_is_old(tmp_path):
-    old, new = aged(tmp_path / "a" / "b" / "old.png", 700), aged(tmp_path / "c" / "new.png", 10)
-    (tmp_path / "empty" / "inner").mkdir(parents=True)
-    for folder in (tmp_path / "empty" / "inner", tmp_path / "empty"):
-        os.utime(folder, (1e6 - 100, 1e6 - 100))
-    (tmp_path / "just made").mkdir()
-    os.utime(tmp_path / "just made", (1e6, 1e6))
-    assert sweep(tmp_path, now=1e6) == 1
-    assert not old.exists() and not old.parent.exists() and new.exists()
-    assert not (tmp_path / "empty" / "inner").exists() and (tmp_path / "just made").exists()
-    sweep(tmp_path, now=2e9)
-    sweep(tmp_path, now=2e9)
-    assert tmp_path.exists() and not any(path.is_file() for path in tmp_path.rglob("*"))
+def test_a_full_server_lets_go_of_the_unread(monkeypatch):
+    monkeypatch.setattr(attendance, "MAX_CALLS", 2)
+    freed = []
+    calls = Attendance(freed.append)
+    for session in "ab":
+        calls.named(calls.admit("generate", session, ""), session)
+    calls.opened("a")
+    with pytest.raises(Refused, match="more than is good"):
+        calls.admit("generate", "c", "")
+    for call in calls.calls:
+        call.since -= attendance.SCARCE_SECONDS + 1
+    calls.admit("generate", "c", "")
+    assert [call.session for call in calls.calls] == ["a", "c"] and freed == ["b"]
 
 
-def test_sweep_bounds_the_bytes(tmp_path):
-    files = [aged(tmp_path / str(i) / "x.png", i, 100) for i in range(10)]
-    assert sweep(tmp_path, now=1e6, kept_bytes=450) == 4
-    assert [path.exists() for path in files] == [True] * 4 + [False] * 6
+def test_a_call_waits_for_its_reader_and_ends_with_it():
+    async def conversation() -> list:
+        freed = []
+        calls = Attendance(freed.append)
+        calls.named(calls.admit("generate", None, ""), "abc")
+        assert calls.knows("abc") and not calls.knows("x")
+        waiting = asyncio.ensure_future(calls.attended("abc", "generate").__aenter__())
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        calls.opened("abc")
+        call = await waiting
+        assert not calls.cancel("abc", "noise", "abc") and not calls.cancel("x", "generate", "abc") and call.end is None
+        calls.closed("abc", ended=False)
+        return [call.end, freed]
+
+    assert asyncio.run(conversation()) == ["left", ["abc"]]
 
 
-def test_sweep_of_no_folder(tmp_path):
-    assert sweep(tmp_path / "not there", now=1e6) == 0
+def test_a_call_that_nobody_reads_has_an_end(monkeypatch):
+    monkeypatch.setattr(attendance, "UNREAD_SECONDS", 0.05)
 
+    async def unread() -> str:
+        calls = Attendance(lambda session: None)
+        calls.named(calls.admit("generate", None, ""), "abc")
+        async with calls.attended("abc", "generate") as call:
+            assert calls.calls == [call]
+        assert calls.calls == []
+        return call.end
 
-# ---- jobs
-
-
-def test_jobs_that_come_at_once_are_counted_one_by_one():
-    """Gradio waits for a lock between the question and the answer whether a session has jobs: all would find none."""
-
-    async def outcomes() -> list:
-        def same(x: int) -> int:
-            return x
-
-        with gr.Blocks() as page:
-            gr.api(same, api_name="same")
-        page.queue()
-        queue = AttendedQueue.take_over(page, Journal())
-        request = fastapi.Request({"type": "http", "ddpm_hf.address": "9.9.9.9"})
-        bodies = [PredictBodyInternal(session_hash="a", data=[1], fn_index=0) for _ in range(6)]
-        async with queue.pending_message_lock:
-            jobs = [asyncio.ensure_future(queue.push(body, request, None)) for body in bodies]
-            await asyncio.sleep(0.05)
-        return await asyncio.gather(*jobs, return_exceptions=True)
-
-    taken = [isinstance(outcome, tuple) and outcome[0] for outcome in asyncio.run(outcomes())]
-    assert taken.count(True) == MAX_JOBS_OF_SESSION
+    assert asyncio.run(unread()) == "unread"

@@ -3,20 +3,30 @@
 import base64
 import io
 import json
-import os
+import resource
 import signal
-import time
 import uuid
+from pathlib import Path
 
 import httpx
 import pytest
-from app_server import AppServer, export_tiny
+from app_server import ROOT, AppServer, export_tiny
+from helpers import wait_until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import abuse
-from benchmarks.abuse import ABUSES, API, Seen, Target, fault_of_line, picture_abuses
+from benchmarks.abuse import (
+    ABUSES,
+    API,
+    Seen,
+    Target,
+    body_abuses,
+    fault_of_line,
+    header_abuses,
+    picture_abuses,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,7 @@ def server(tmp_path_factory):
     model = export_tiny(tmp_path_factory.mktemp("models") / "shapes", conditional=True)
     server = AppServer(model, tmp_path_factory.mktemp("scratch"))
     yield server
-    server.stop()
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +61,16 @@ def target(map_of):
 
 @pytest.fixture(autouse=True)
 def _alive(server):
-    """Whatever a test has done: the process lives, and no exception has reached its log."""
+    """Whatever a test has done: the process lives, and its output is the request log alone."""
     yield
     assert server.process.poll() is None
-    log = "".join(server.log)
-    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
+    assert not [line for line in server.log if not line.startswith(('{"time"', "open http"))]
 
 
 def entries(server, outcome=None) -> list[dict]:
     """The lines of the request log for jobs."""
     found = [json.loads(line) for line in server.log if line.startswith('{"time"')]
     return [entry for entry in found if entry["event"] == "job" and outcome in (None, entry["outcome"])]
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # ---- the list
@@ -78,7 +80,12 @@ def test_there_are_many_kinds():
     assert len({kind.name for kind in ABUSES}) == len(ABUSES) >= 60
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ABUSES if not kind.slow], ids=lambda kind: kind.name)
+ELSEWHERE = {kind.name for kind in (*body_abuses(), *header_abuses())}  # tests/hostile
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ABUSES if not kind.slow and kind.name not in ELSEWHERE], ids=lambda kind: kind.name
+)
 def test_abuse(kind, target):
     seen = kind.act(target)
     assert kind.fault(seen) is None
@@ -95,6 +102,57 @@ def test_pictures(kind, target):
     if "noise" not in target.endpoints:
         pytest.skip("this server has no endpoint that takes a picture")
     assert kind.fault(kind.act(target)) is None
+
+
+def test_no_answer_names_a_folder(server, target):
+    paths = [
+        "/",
+        "/?view=api",
+        "/config",
+        "/manifest.json",
+        f"{API}/info",
+        f"{API}/openapi.json",
+        f"{API}/startup-events",
+    ]
+    for path in [*paths, f"{API}/app_id", f"{API}/queue/status", "/healthz", f"{API}/file={server.scratch}/x"]:
+        text = httpx.get(server.url + path).text
+        assert str(server.scratch) not in text and str(ROOT) not in text and str(Path.home()) not in text, path
+
+
+def lateness_of(server, *, seconds: int, attempts: int, **goals):
+    """In one of the attempts all goals are met: a machine that is busy with other things may be late by itself."""
+    for _ in range(attempts):
+        late = abuse.lateness(server.url, seconds=seconds)
+        if late["sent"] >= 10 and all(late[name] <= goal for name, goal in goals.items()):
+            return
+    raise AssertionError(late)
+
+
+def test_two_connections_do_their_worst(server):
+    """Before bodies were counted unparsed, both were beyond five seconds."""
+    lateness_of(server, seconds=3, attempts=5, healthz=2000, frames=2000)
+
+
+@pytest.mark.slow
+def test_two_connections_do_their_worst_on_a_quiet_machine(server):
+    lateness_of(server, seconds=15, attempts=1, healthz=100, frames=250)
+
+
+def test_a_crowd_of_silent_connections(server, target):
+    """Of one address: whoever comes after them is served."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    silent = []
+    try:
+        for _ in range(1500):
+            silent.append(abuse.socket.create_connection(target.place, timeout=300))
+        for _ in range(20):
+            assert httpx.get(f"{server.url}/healthz", timeout=300).status_code == 200
+        assert target.call("generate", num_images=1, steps=1).how == "done"
+    finally:
+        for connection in silent:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def images_of(target: Target, **values) -> list[dict]:
@@ -119,7 +177,6 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 SETTINGS = {
-    "max_examples": 40,
     "deadline": None,
     "derandomize": True,
     "phases": (Phase.generate,),
@@ -136,7 +193,6 @@ def check(seen: Seen):
 @settings(**SETTINGS)
 @given(st.data())
 def test_any_data_to_any_function(map_of, data):
-    """Also to those of the page, whose controls would not send it."""
     target = map_of.like()
     number, count = data.draw(st.sampled_from(target.functions))
     check(target.run(number, data.draw(st.lists(ANYTHING, min_size=count, max_size=count)), whole=False))
@@ -145,24 +201,27 @@ def test_any_data_to_any_function(map_of, data):
 
 @settings(**SETTINGS)
 @given(st.data())
-def test_any_fields_to_any_function(map_of, data):
-    """Objects with the right names and odd values: what the parts of the page send."""
+def test_any_fields_to_any_run_of_the_page(map_of, data):
+    """Objects with the right names and odd values."""
     target = map_of.like()
-    number, count = data.draw(st.sampled_from(target.functions))
+    what = data.draw(st.sampled_from(["generate", "compare", "denoise"]) | ANYTHING)
     names = ["num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "model", "lanes", "t", "image"]
     value = st.dictionaries(st.sampled_from([*names, "example", "kind", "extra", "query"]), ANYTHING, max_size=6)
-    check(target.run(number, data.draw(st.lists(value, min_size=count, max_size=count)), whole=False))
+    check(target.press(what, data.draw(value | ANYTHING), whole=False))
     target.close()
 
 
 @settings(**SETTINGS)
 @given(
-    st.sampled_from(["queue/join", "call/generate", "call/v2/generate", "cancel", "reset", "component_server"]),
+    st.sampled_from(
+        [f"{API}/{name}" for name in ("queue/join", "call/generate", "call/v2/generate", "cancel", "reset")]
+        + [f"/page/{name}" for name in ("run", "noise", "take_away", "export", "restore", "model")]
+    ),
     ANYTHING,
 )
 def test_any_json_to_any_address(map_of, path, value):
     target = map_of.like()
-    seen = target.post(f"{API}/{path}", value)
+    seen = target.post(path, value)
     assert seen.how in (200, 400, 404, 422, 429), seen
     target.close()
 
@@ -171,7 +230,7 @@ def test_any_json_to_any_address(map_of, path, value):
 @given(st.binary(max_size=300))
 def test_any_bytes(map_of, content):
     target = map_of.like()
-    for seen in (target.raw(content + b"\r\n\r\n"), target.post(f"{API}/queue/join", body=content)):
+    for seen in (target.raw(content + b"\r\n\r\n", seconds=1), target.post(f"{API}/queue/join", body=content)):
         assert seen.how in (200, 400, 404, 405, 415, "closed"), seen
     target.close()
 
@@ -180,7 +239,7 @@ def test_any_bytes(map_of, content):
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
 def test_any_path(map_of, text):
     target = map_of.like()
-    for start in ("/", f"{API}/", f"{API}/file=", "/assets/"):
+    for start in ("/", f"{API}/", f"{API}/file=", "/page/"):
         try:
             seen = target.send("GET", httpx.URL(target.url).copy_with(path=start + text).path)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
@@ -196,13 +255,12 @@ FIELDS = ["model", "image", "example", "t", "seed", "settings", "url", "kind", "
 
 @settings(**SETTINGS)
 @given(st.data())
-def test_any_value_to_any_function_beside_the_queue(map_of, data):
+def test_any_value_to_any_question_of_the_page(map_of, data):
     target = map_of.like()
-    component, name = data.draw(st.sampled_from(target.calls))
+    name = data.draw(st.sampled_from(["model", "noise", "take_away", "export", "restore"]))
     names = st.sampled_from(["num_images", "steps", "seed", "sampler", "model", "x"])
     fields = st.dictionaries(st.sampled_from(FIELDS), ANYTHING | st.dictionaries(names, ANYTHING), max_size=6)
-    body = {"component_id": component, "fn_name": name, "session_hash": "a", "data": data.draw(ANYTHING | fields)}
-    seen = target.post(f"{API}/component_server", body)
+    seen = target.ask(name, data.draw(fields))
     assert seen.how == 200 or (seen.how in (400, 429) and fault_of_line(seen.text) is None), seen
     if seen.text.startswith('{"error"'):
         assert fault_of_line(json.loads(seen.text)["error"]) is None
@@ -223,16 +281,24 @@ def running(target: Target, session: str | None = None):
     return session, json.loads(answer.text)["event_id"], stream
 
 
-def left_within(server, event: str, outcome: str, seconds=5.0):
-    """One second on a machine of its own; here others compute too. The run itself would take much longer."""
-    wait_until(lambda: any(entry["request"] == event for entry in entries(server, outcome)), seconds)
+def left_as(server, event: str, outcome: str):
+    """A run that was left before its end; how soon is measured in test_ui_leaving.py, where nobody else computes."""
+    wait_until(lambda: any(entry["request"] == event for entry in entries(server)))
     assert next(entry for entry in entries(server) if entry["request"] == event)["outcome"] == outcome
 
 
 def test_a_closed_tab_frees_the_model(server, target):
+    with target.page_run("generate", {**abuse.LONG, "seed": 77}) as events:
+        run = next(events)["run"]
+        next(event for event in events if event.get("frames"))
+    left_as(server, run, "left")
+    assert target.press("generate", {"num_images": 1, "steps": 1}).how == "done"
+
+
+def test_a_program_that_leaves_frees_the_model(server, target):
     _, event, stream = running(target)
     stream.close()
-    left_within(server, event, "left")
+    left_as(server, event, "left")
     assert target.call("generate", num_images=1, steps=1).how == "done"
 
 
@@ -241,8 +307,49 @@ def test_cancel_frees_the_model(server, target):
     number = target.number_of("generate")
     body = {"session_hash": session, "fn_index": number, "event_id": event}
     assert target.post(f"{API}/cancel", body).how == 200
-    left_within(server, event, "stopped")
+    left_as(server, event, "stopped")
     stream.close()
+
+
+def ends_of(stream) -> list[tuple]:
+    return [(m["event_id"], m["success"]) for m in stream if m["msg"] == "process_completed"]
+
+
+@pytest.mark.parametrize("event", ["x", "", None, 5, "another's"])
+def test_cancel_of_any_event_leaves_the_stream(server, target, event):
+    """Only a job that is there, of that session and function, is cancelled."""
+    session, own, stream = running(target)
+    other = target.like()
+    other_session, others, other_stream = running(other)
+    body = {"session_hash": session, "fn_index": target.number_of("generate")}
+    seen = target.post(f"{API}/cancel", {**body, "event_id": others if event == "another's" else event})
+    assert seen.how == 200 and json.loads(seen.text) == {"success": False}
+    for goes_on in (stream, other_stream):
+        assert next(message["msg"] for message in goes_on if message["msg"] != "heartbeat") == "process_generating"
+    assert target.post(f"{API}/cancel", {**body, "event_id": own}).how == 200
+    assert ends_of(stream) == [(own, True)]
+    assert other.post(f"{API}/cancel", {**body, "session_hash": other_session, "event_id": others}).how == 200
+    assert ends_of(other_stream) == [(others, True)]
+    left_as(server, own, "stopped")
+    left_as(server, others, "stopped")
+    other.close()
+
+
+def test_cancel_of_one_job_leaves_the_other(server, target):
+    """Gradio would cancel every job of that session and function, and tell of one."""
+    session, first, stream = running(target)
+    answer, _ = abuse._join_long(target, session)
+    second = json.loads(answer.text)["event_id"]
+    next(m for m in stream if m["msg"] == "process_starts" and m["event_id"] == second)
+    body = {"session_hash": session, "fn_index": target.number_of("generate"), "event_id": first}
+    assert target.post(f"{API}/cancel", body).how == 200
+    seen = []
+    for message in stream:
+        seen.append((message["msg"], message.get("event_id")))
+        if seen.count(("process_generating", second)) > 3 and ("process_completed", first) in seen:
+            break
+    assert target.post(f"{API}/cancel", {**body, "event_id": second}).how == 200
+    assert ends_of(stream) == [(second, True)]
 
 
 def test_an_unread_join_never_holds_the_model(server, target):
@@ -255,7 +362,7 @@ def test_an_unread_join_never_holds_the_model(server, target):
     stream = target.messages(session)
     assert next(m for m in stream if m["msg"] == "process_generating")
     stream.close()
-    left_within(server, event, "left")
+    left_as(server, event, "left")
 
 
 def test_a_connection_dropped_before_the_first_frame(server, target):
@@ -280,7 +387,7 @@ def test_a_reset_connection(server, target):
     while b"process_generating" not in received:
         received += connection.recv(65_536)
     connection.close()
-    left_within(server, event, "left")
+    left_as(server, event, "left")
 
 
 @pytest.mark.slow
@@ -325,11 +432,8 @@ def test_the_log_has_the_request(server, target):
 
 
 def test_nothing_is_left_on_the_disk(server, target):
-    """But for what was uploaded in the last minutes; see sweep."""
     assert target.call("generate", num_images=2, steps=2).how == "done"
-    files = [path for path in server.scratch.rglob("*") if path.is_file()]
-    assert all(path.stat().st_size <= 5_000_000 for path in files)
-    assert not [path for path in files if path.suffix in (".webp", ".gif", ".mp4")]
+    assert not [path for path in server.scratch.rglob("*") if path.is_file()]
 
 
 def test_all_readers_are_counted_down(server):
@@ -339,6 +443,7 @@ def test_all_readers_are_counted_down(server):
 # ---- the end
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_everything(tmp_path):
     server = AppServer(export_tiny(tmp_path / "shapes", conditional=True), tmp_path / "scratch")
     try:
@@ -349,25 +454,12 @@ def test_sigterm_in_the_middle_of_everything(tmp_path):
         half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n")
         server.process.send_signal(signal.SIGTERM)
         said = [message for message in stream if message["msg"] != "heartbeat"]
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
         assert waiting == [200] * 3 and said[-1]["msg"] in ("process_completed", "close_stream", "unexpected_error")
         ends = [(entry["request"], entry["outcome"]) for entry in entries(server)]
         assert ends[:1] == [(event, "stopped")]
         assert "leaving all the same" not in "".join(server.log)
         assert "Traceback" not in "".join(server.log)
         half.close()
-    finally:
-        server.process.kill()
-
-
-def test_its_own_folder_is_gone_at_the_end(tmp_path):
-    model = export_tiny(tmp_path / "shapes", conditional=True)
-    server = AppServer(model, tmp_path, GRADIO_TEMP_DIR="", TMPDIR=str(tmp_path))
-    try:
-        target = Target(server.url)
-        (path,) = json.loads(abuse.upload(("a.png", b"x"))(target).text)
-        assert os.path.isfile(path) and path.startswith(f"{tmp_path}/ddpm_hf-")
-        assert server.stop() == 0
-        assert not os.path.exists(path) and not list(tmp_path.glob("ddpm_hf-*"))
     finally:
         server.process.kill()

@@ -10,17 +10,22 @@ import time
 import uuid
 from pathlib import Path
 
+import httpx
 import pytest
 from app_server import AppServer, export_tiny
+from helpers import wait_until
 
 from benchmarks.abuse import API, Target, http, whole_answer
 from ddpm_hf.ui.connections import UNACKNOWLEDGED_MILLISECONDS
+from ddpm_hf.ui.limits import MAX_JOBS_OF_SESSION
+
+pytestmark = pytest.mark.slow
 
 LONG = {"num_images": 1, "sampler": "ddpm", "steps": 1000, "guidance_scale": 1.0}  # 50 s of computing
 QUICK = {"num_images": 1, "sampler": "ddim", "steps": 1, "guidance_scale": 1.0}
 SECONDS = 1.0
 SO_ATTACH_FILTER = 26  # Linux; Python has no name for it
-ATTEMPTS = 3  # a machine that is busy with other things may fail to show it once
+ATTEMPTS = 8  # a machine that is busy with other things may fail to show it once
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ class Visit:
 
     def read(self, until: str):
         """Open the stream and read it up to a message of this kind."""
-        self.socket = socket.create_connection(self.target.place, timeout=60)
+        self.socket = socket.create_connection(self.target.place, timeout=300)
         where = f"GET {API}/queue/data?session_hash={self.session}"
         self.socket.sendall(http(where, f"X-Forwarded-For: {self.target.address}"))
         seen = b""
@@ -139,15 +144,16 @@ def test_runs_that_nobody_reads_do_not_hold_the_model(base, moment):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the packet filter and the time-out are Linux's")
-def test_a_peer_that_vanishes_without_a_word_frees_the_model(base):
+def test_the_run_of_a_peer_that_vanishes_without_a_word_ends(base):
     visit = Visit(base)
     visit.read('"step":')
     visit.vanish()
     vanished = time.monotonic()
-    seconds_of_a_quick_run(base)
+    assert seconds_of_a_quick_run(base) < 20  # others have their turns meanwhile
+    wait_until(lambda: httpx.get(f"{base.url}/healthz").json()["jobs"] == 0)
     spent = time.monotonic() - vanished
-    print(f"somebody else was served {spent:.2f} s after that")
-    assert 1 < spent < UNACKNOWLEDGED_MILLISECONDS / 1000 + 10  # it did hold the model, but not for the 50 s of its run
+    print(f"its run was ended {spent:.2f} s after that")
+    assert 1 < spent < UNACKNOWLEDGED_MILLISECONDS / 1000 + 30  # it was computed for, but not for the 50 s of its run
     visit.drop()
 
 
@@ -168,13 +174,11 @@ def test_leaving_the_queue_needs_no_turn(base):
 
 def ask_for_file(base: Target, session: str) -> socket.socket:
     """A connection on which the answer will come."""
-    component, name = next(call for call in base.calls if call[1] == "export_run")
     settings = {**LONG, "seed": uuid.uuid4().int % 2**32}
-    body = {"session_hash": session, "component_id": component, "fn_name": name}
-    content = json.dumps({**body, "data": {"settings": settings, "kind": "gif"}}).encode()
-    connection = socket.create_connection(base.place, timeout=60)
+    content = json.dumps({"session": session, "settings": settings, "kind": "gif"}).encode()
+    connection = socket.create_connection(base.place, timeout=300)
     head = ("Content-Type: application/json", f"Content-Length: {len(content)}")
-    connection.sendall(http(f"POST {API}/component_server", *head, body=content))
+    connection.sendall(http("POST /page/export", *head, body=content))
     return connection
 
 
@@ -193,7 +197,7 @@ def test_a_file_that_nobody_waits_for_is_not_made(base):
 def test_files_are_of_the_session_that_asks_for_them(base):
     """More of them than a session may have wait are refused, whatever endpoint they came by."""
     session = uuid.uuid4().hex
-    connections = [ask_for_file(base, session) for _ in range(5)]  # one has its turn, three wait
+    connections = [ask_for_file(base, session) for _ in range(MAX_JOBS_OF_SESSION + 1)]
     answered, _, _ = select.select(connections, [], [], 40)
     (refused,) = answered
     assert b"of your requests are waiting already" in whole_answer(refused)

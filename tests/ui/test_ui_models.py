@@ -1,9 +1,10 @@
 """Several models: an allow-list, loaded when asked for, within a bound on memory."""
 
 import asyncio
+import inspect
 import json
+from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 from app_server import tiny_pipeline
 from huggingface_hub import HfApi
@@ -11,8 +12,13 @@ from test_ui_runs import drain
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import export_pipeline, load_pipeline
+from ddpm_hf.memory import memory_from_environment
+from ddpm_hf.sampling import Sampling, with_sampling
+from ddpm_hf.ui.api import Api
+from ddpm_hf.ui.attendance import Attendance
 from ddpm_hf.ui.description import describe
-from ddpm_hf.ui.models import Model, Models, memory_from_environment, models_from_environment
+from ddpm_hf.ui.journal import Journal
+from ddpm_hf.ui.models import Model, Models, models_from_environment
 from ddpm_hf.ui.runs import Engine, stream_to_stage
 
 
@@ -51,9 +57,9 @@ def test_no_other_model_can_be_had(shapes, loads, name):
     if name == "":  # a form that has no such field
         assert engine.models.check(name) == "someone/first"
         return
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(UserError) as caught:
         drain(stream_to_stage(engine, {"model": name}))
-    assert len(caught.value.message) < 300 and "<" not in caught.value.message and asked == []
+    assert len(str(caught.value)) < 300 and "<" not in str(caught.value) and asked == []
 
 
 def test_each_model_has_its_own_rules(shapes, loads):
@@ -61,12 +67,38 @@ def test_each_model_has_its_own_rules(shapes, loads):
     engine = Engine(shapes, "someone/first", ["someone/colors", "someone/broken"], load)
     request = {"num_images": 1, "steps": 2, "class_name": "square"}
     assert drain(stream_to_stage(engine, request))[-1]["settings"]["model"] == "someone/first"
-    with pytest.raises(gr.Error, match="no classes"):
+    with pytest.raises(UserError, match="no classes"):
         drain(stream_to_stage(engine, {**request, "model": "someone/colors"}))
     value = drain(stream_to_stage(engine, {"num_images": 1, "steps": 2, "model": "someone/colors"}))[-1]
     assert value["tile"] == [16, 16] and value["names"] == [None]
-    with pytest.raises(gr.Error, match="Model someone/broken has no weights"):
+    with pytest.raises(UserError, match="model someone/broken has no weights"):
         drain(stream_to_stage(engine, {**request, "model": "someone/broken"}))
+
+
+def test_programs_get_the_sampling_of_the_model_that_they_name(shapes, colors):
+    """Where there are several models, the endpoints have no defaults of the first one's."""
+    own = with_sampling(colors, Sampling("dpm", 3, 1.0, None))
+    engine = Engine(shapes, "someone/first", ["someone/colors"], lambda source: own)
+    functions = {}
+
+    class Server:
+        def api(self, function, *, name, **_):
+            functions[name] = function
+
+    attendance = Attendance(engine.worker.cancel_session)
+    Api(Server(), engine, attendance, Journal())
+    defaults = {name: one.default for name, one in inspect.signature(functions["generate"]).parameters.items()}
+    del defaults["request"]
+    names = ("guidance_scale", "guidance_interval", "sampler", "steps")
+    assert [defaults[name] for name in names] == [None] * 4
+    for model, steps, interval in (("someone/colors", 3, None), ("someone/first", 20, [0, 400])):
+        values = {**defaults, "model": model, "num_images": 1}
+        attendance.admit("generate", "a", "")
+        attendance.opened("a")
+        *_, answer = drain(functions["generate"](SimpleNamespace(session_hash="a"), **values))
+        attendance.closed("a", ended=True)
+        assert answer["settings"]["steps"] == steps and answer["settings"].get("guidance_interval") == interval
+    engine.close()
 
 
 def test_an_error_does_not_say_where_a_model_is(shapes, tmp_path):
@@ -84,7 +116,7 @@ def test_an_error_does_not_say_where_a_model_is(shapes, tmp_path):
 def test_the_allow_list_comes_from_the_environment(monkeypatch):
     assert models_from_environment() == [None]
     monkeypatch.setenv("MODELS", " a/b, ,c/d,a/b ")
-    assert models_from_environment() == ["a/b", "c/d"]
+    assert models_from_environment() == [None, "a/b", "c/d"]  # None: the embedded model
     monkeypatch.setenv("MODEL_ID", "c/d")
     assert models_from_environment() == ["c/d", "a/b"]
     assert models_from_environment("x/y") == ["x/y", "a/b", "c/d"]
@@ -131,18 +163,18 @@ def test_rectangular_models_work():
     engine.close()
 
 
-@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 def test_scores_are_those_of_the_revision_that_is_shown(hub, tmp_path):
     """Not those of the newest commit, also where that is in the cache, too."""
     folder = export_pipeline(tmp_path / "model", tiny_pipeline(conditional=False))
     api = HfApi()
     api.create_repo("alice/scored")
+    protocol = {"num_images": 10, "reference_images": 10, "features": "inception"}
     for tag, fid in (("v1", 1.5), ("v2", 2.5)):
-        (folder / "evaluation.json").write_text(json.dumps({"scores": {"fid": fid}}))
+        (folder / "evaluation.json").write_text(json.dumps({"protocol": protocol, "scores": {"fid": fid}}))
         api.upload_folder(repo_id="alice/scored", folder_path=folder)
         api.create_tag("alice/scored", tag=tag)
         load_pipeline("alice/scored")  # the newest
-    for revision, shown in (("v1", "1.50"), ("v2", "2.50"), (None, "2.50")):
+    for revision, shown in (("v1", "1.500"), ("v2", "2.500"), (None, "2.500")):
         pipeline = load_pipeline("alice/scored", revision=revision)
         card = describe(Engine(pipeline, "alice/scored"))["card"]
         assert card["scores"] == [["FID", shown, ""]] and card["url"].endswith("alice/scored")

@@ -6,16 +6,17 @@ import io
 import threading
 import time
 
-import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
-from test_ui_frames import decoded
+from test_ui_frames import decoded, frames_of
 
+from ddpm_hf.errors import UserError
 from ddpm_hf.samplers import SAMPLERS
-from ddpm_hf.sampling import generate, with_sampler
+from ddpm_hf.sampling import Sampling, generate, with_sampler, with_sampling
 from ddpm_hf.ui import runs, tasks
-from ddpm_hf.ui.runs import Engine, Window, generate_for_program, stream_to_stage
+from ddpm_hf.ui.description import describe
+from ddpm_hf.ui.runs import Engine, generate_for_program, stream_to_stage
 from ddpm_hf.ui.tasks import Generation
 
 REQUEST = {"num_images": 4, "steps": 6, "seed": 11, "sampler": "dpm", "guidance_scale": 1.0}
@@ -33,7 +34,7 @@ def run_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "model"]
 
 
-def wait_for_end(deadline=30.0):
+def wait_for_end(deadline=120.0):
     start = time.monotonic()
     while run_threads() and time.monotonic() - start < deadline:
         time.sleep(0.01)
@@ -45,9 +46,7 @@ def wait_for_end(deadline=30.0):
 def test_every_frame_arrives_and_the_last_is_exact(which, sampler, request):
     engine = request.getfixturevalue(which)
     values = drain(stream_to_stage(engine, {**REQUEST, "sampler": sampler}))
-    frames = {}
-    for value in values:
-        frames |= value["frames"]
+    frames = frames_of(values)
     last = values[-1]
     assert (last["state"], last["steps"]) == ("done", 6)
     assert sorted(map(int, frames)) == list(range(last["total"] + 1))
@@ -64,7 +63,7 @@ def test_values_describe_the_run(engine):
     assert len({value["run"] for value in values}) == 1
     assert values[-1]["seeds"] == [11, 12, 13, 14]
     assert values[-1]["names"] == [["circle", "square", "<b>star</b>"][seed % 3] for seed in values[-1]["seeds"]]
-    times = [frame["t"] for _, frame in sorted(values[-1]["frames"].items(), key=lambda item: int(item[0]))]
+    times = [frame["t"] for _, frame in sorted(frames_of(values).items(), key=lambda item: int(item[0]))]
     scheduler = with_sampler(engine.pipeline, "dpm").scheduler
     scheduler.set_timesteps(6)
     assert times == [*scheduler.timesteps, None]
@@ -98,6 +97,33 @@ def test_the_start_has_its_prediction_once_there_is_one(engine, monkeypatch):
     assert again["cached"] and again["frames"]["0"] == starts[-1]  # only the whole one is kept
 
 
+@pytest.fixture
+def carrying(shapes):
+    """A model with sampling of its own: 6 steps of the deterministic solver, guided up to t = 600."""
+    engine = Engine(with_sampling(shapes, Sampling("dpm", 6, 3.0, (0, 600))))
+    yield engine
+    engine.close()
+
+
+def test_page_and_programs_take_the_models_own_sampling(carrying):
+    own = {"steps": 6, "sampler": "dpm", "guidance_scale": 3.0, "guidance_interval": (0, 600)}
+    defaults = describe(carrying)["defaults"]
+    assert {name: defaults[name] for name in own} == own
+    rows = []
+    hook = carrying.pipeline.unet.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    value = drain(stream_to_stage(carrying, {"num_images": 4, "seed": 11}))[-1]
+    hook.remove()
+    assert rows == [4, 4, 4, 8, 8, 8]
+    assert {name: value["settings"][name] for name in own} == {**own, "guidance_interval": [0, 600]}
+    *_, answer = drain(generate_for_program(carrying, {"num_images": 4, "seed": 11}))
+    assert answer["settings"] == value["settings"]
+    # the same pictures as of the pipeline without arguments
+    images = carrying.pipeline(4, seed=11).images
+    made = [Image.open(io.BytesIO(base64.b64decode(image["png"]))) for image in answer["images"]]
+    differences = [np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(made, images, strict=True)]
+    assert max(differences) <= 1
+
+
 def test_one_class_for_all(engine):
     values = drain(stream_to_stage(engine, {**REQUEST, "class_name": "square"}))
     assert values[-1]["names"] == ["square"] * 4
@@ -127,10 +153,9 @@ def test_runs_do_not_share_a_scheduler(engine):
 
 
 def test_a_bad_request_raises_before_any_work(engine):
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(UserError) as caught:
         drain(stream_to_stage(engine, {"steps": float("nan")}))
-    assert caught.value.message == "Steps must be a whole number from 1 to 1000, not NaN."
-    assert caught.value.print_exception is False
+    assert str(caught.value) == "steps must be a whole number from 1 to 1000, not NaN."
     assert not run_threads()
 
 
@@ -180,7 +205,7 @@ def test_a_run_that_takes_too_long_says_so(engine):
         async for value in stream_to_stage(slow, {"num_images": 16, "steps": 1000, "sampler": "ddpm"}):
             values.append(value)
 
-    with pytest.raises(gr.Error, match="fewer images or steps"):
+    with pytest.raises(UserError, match="fewer images or steps"):
         asyncio.run(collect())
     assert values[-1]["state"] == "failed"
     wait_for_end()
@@ -191,14 +216,14 @@ def test_a_failing_model_reveals_nothing(engine, monkeypatch, caplog):
         raise RuntimeError("secret in /home/somebody")
 
     monkeypatch.setattr(tasks, "encode_frame", broken)
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(UserError) as caught:
         drain(stream_to_stage(engine, REQUEST))
-    assert "secret" not in caught.value.message and "/" not in caught.value.message
+    assert "secret" not in str(caught.value) and "/" not in str(caught.value)
     assert "secret" in caplog.text
 
 
-def test_idle_values_are_identical(engine):
-    """A heartbeat repeats the value, so that Gradio sends an empty difference and not the window again."""
+def test_a_run_without_news_says_that_it_is_there(engine, monkeypatch):
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
 
     async def values_while_the_model_is_busy() -> list:
         stream = stream_to_stage(engine, REQUEST)
@@ -207,13 +232,13 @@ def test_idle_values_are_identical(engine):
         return values + [value async for value in stream]
 
     values = asyncio.run(values_while_the_model_is_busy())
-    assert values[5] is values[4] and values[4]["state"] == "running" and values[4]["frames"].keys() == set()
+    assert values[5]["state"] == "running" and values[5]["frames"] == {}
     assert values[-1]["state"] == "done"
 
 
-def test_window_keeps_the_newest_and_all_of_the_last_values():
-    window = Window()
-    assert list(window.push([(i, {}) for i in range(100)])) == [str(i) for i in range(100)]
-    for start in range(100, 110, 2):
-        kept = window.push([(start, {}), (start + 1, {})])
-    assert list(kept) == [str(i) for i in range(110 - runs.WINDOW_FRAMES, 110)]
+def test_each_frame_comes_once(engine):
+    """But for the start, which comes with its x_0 once there is one."""
+    values = drain(stream_to_stage(engine, REQUEST))
+    indices = [int(index) for value in values for index in value["frames"]]
+    assert indices == sorted(indices) and set(indices) == set(range(values[-1]["total"] + 1))
+    assert len(indices) <= values[-1]["total"] + 2

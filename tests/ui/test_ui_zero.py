@@ -6,7 +6,6 @@ import io
 import sys
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
 from gradio.context import LocalContext
@@ -92,7 +91,7 @@ def test_leaving_gives_the_gpu_back(lent, spaces):
 
 def test_a_quota_that_is_used_up_is_told(lent, spaces, monkeypatch):
     monkeypatch.setattr(spaces, "quota_used_up", True)
-    with pytest.raises(gr.Error, match="exceeded your GPU quota"):
+    with pytest.raises(UserError, match="exceeded your GPU quota"):
         drain(stream_to_stage(lent, REQUEST))
 
 
@@ -105,7 +104,7 @@ def test_a_model_that_cannot_be_loaded_there_is_told(spaces, shapes):
     def load(_):
         raise UserError("no weights.")
 
-    with pytest.raises(gr.Error):
+    with pytest.raises(UserError):
         drain(stream_to_stage(Engine(shapes, None, ["someone/x"], load), {**REQUEST, "model": "someone/x"}))
 
 

@@ -1,8 +1,10 @@
 // The schedule's curves: alpha-bar over t, with a marker that can be dragged.
 
+import { clamp, make, set } from "./dom.js";
+
 const CHART = { width: 320, height: 130, left: 30, right: 6, top: 8, bottom: 20 };
 
-class ScheduleChart {
+export class ScheduleChart {
   constructor({ moved }) {
     const { width, height } = CHART;
     this.moved = moved;

@@ -1,6 +1,8 @@
 // A choice of one from a list in which every entry has a title and a line that explains it.
 
-class Choice {
+import { icon, make, set } from "./dom.js";
+
+export class Choice {
   // options: [{ value, title, about }].
   constructor({ label, options, value, changed = () => {}, short = false }) {
     Object.assign(this, { options, changed });

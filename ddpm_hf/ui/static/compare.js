@@ -1,5 +1,13 @@
 // Compare: two to four samplers from the same noise, in step, each in a lane with its own settings above it.
 
+import { Choice } from "./choice.js";
+import { icon, make, seconds, waitingText, wires } from "./dom.js";
+import { SeedField } from "./fields.js";
+import { Film } from "./film.js";
+import { viewButtons } from "./stage.js";
+import { drawNoise, drawTiles } from "./tiles.js";
+import { Transport } from "./transport.js";
+
 const LANES = [2, 4];
 // few steps against more of the same sampler, which end nearer to all of them; and one that adds fresh noise
 const FIRST_LANES = [
@@ -8,7 +16,7 @@ const FIRST_LANES = [
   ["dpm-sde", 20],
 ];
 
-class Compare {
+export class Compare {
   constructor(element, description) {
     Object.assign(this, { view: "x_t", state: "empty", run: null, stopped: false, shown: -1, lanes: [] });
     this.bar = make("form", { class: "card bar", "aria-label": "What to compare", novalidate: true });
@@ -191,6 +199,7 @@ class Compare {
     return {
       model,
       ...values,
+      ...("guidance_scale" in values && { guidance_interval: this.description.defaults.guidance_interval }),
       seed: this.seed.value,
       lanes: this.lanes.map(({ sampler, steps }) => ({ sampler: sampler.value, steps: Number(steps.value) })),
     };
@@ -245,7 +254,6 @@ class Compare {
       lane.film.add(made.frames);
       lane.made = made;
       if (first && first !== lane.film.frames[0] && this.transport.shown === 0) this.paintLane(lane, 0, value);
-      if (value.state !== "running") fillGaps(value.run, lane.film, i).catch(() => {});
     });
     const going = ["running", "measuring"].includes(value.state);
     this.setState(this.stopped && going ? "stopped" : value.state);

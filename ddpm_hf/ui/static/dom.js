@@ -1,7 +1,7 @@
-// Small helpers that every part of the page uses. All files of this folder become one script: see look.py.
+// Small helpers that every part of the page uses.
 
 // make("button", { class: "x", onclick }, "text", child): an element. Strings become text, never markup.
-function make(tag, attributes = {}, ...children) {
+export function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "circle", "line", "polyline", "text", "g", "rect"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   set(node, attributes);
@@ -9,7 +9,7 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-function set(node, attributes) {
+export function set(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, "");
@@ -32,7 +32,7 @@ const ICONS = {
   plus: "M7 2h2v5h5v2H9v5H7V9H2V7h5z",
 };
 
-function icon(name) {
+export function icon(name) {
   const outlined = ["left", "right", "down"].includes(name);
   return make(
     "svg",
@@ -41,24 +41,35 @@ function icon(name) {
   );
 }
 
-function seconds(value) {
+export function seconds(value) {
   if (value < 10) return `${value.toFixed(1)} s`;
   return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 }
 
 // Where on the way a frame stands: the finished images are at no timestep.
-const timeText = (t) => (t === null ? "finished" : `t = ${Math.round(t)}`);
+export const timeText = (t) => (t === null ? "finished" : `t = ${Math.round(t)}`);
 
-const waitingText = (queue) => (queue ? `Waiting: ${queue}` : "Waiting for the model …");
+export const waitingText = (queue) => (queue ? `Waiting: ${queue}` : "Waiting for the model …");
 
-const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
+export const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
 
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 // What the parts tell each other: "settings" (of the form), "run" (what the stage shows), "painted" (a frame of it), "t"
 // and "noised" (of the forward process), "restore" (settings for the form, and whether to run them), "tab" (to show one)
-// and "shown", "model" (the description of another), "backdrop" (it is there), "failed" (a stream), "notice": words, or
+// and "shown", "model" (the description of another), "backdrop" (it is there), "asked" (a run), "notice": words, or
 // { words, action: { title, run() } }.
-const page = Object.assign(new EventTarget(), { settings: null, description: null });
-const tell = (name, detail) => page.dispatchEvent(new CustomEvent(name, { detail }));
-const hear = (name, callback) => page.addEventListener(name, (event) => callback(event.detail));
+export const page = Object.assign(new EventTarget(), { settings: null, description: null });
+export const tell = (name, detail) => page.dispatchEvent(new CustomEvent(name, { detail }));
+export const hear = (name, callback) => page.addEventListener(name, (event) => callback(event.detail));
+
+// The parts of the page by name, and the wires of their runs: filled by main.js.
+export const parts = {};
+export const wires = {};
+
+// On a phone the stage is above the settings.
+export function bringIntoView(element) {
+  if (element.getBoundingClientRect().top >= 0) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  element.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+}

@@ -1,5 +1,7 @@
 // Form fields: a slider with a number beside it, pictures of classes to pick from, a seed with a die.
 
+import { clamp, icon, make, set } from "./dom.js";
+
 const NICE = [
   0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90, 100,
   125, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000,
@@ -12,7 +14,7 @@ function niceValues(low, high, whole) {
   return [...new Set([low, ...first, ...within, high])].sort((a, b) => a - b).filter((value) => value <= high);
 }
 
-class NumberField {
+export class NumberField {
   constructor({ name, label, low, high, value, whole = true, stops = null, line = null, changed = () => {} }) {
     Object.assign(this, { name, low, high, whole, line, changed, stops: stops ?? niceValues(low, high, whole) });
     const id = `field-${name}`;
@@ -70,9 +72,52 @@ class NumberField {
   }
 }
 
+// Two timesteps, both included: where guidance is at work. The value is [low, high].
+export class IntervalField {
+  constructor({ high, value, changed = () => {} }) {
+    Object.assign(this, { high, changed });
+    const labels = ["From timestep", "to timestep"];
+    this.numbers = labels.map((label) =>
+      make("input", {
+        type: "number",
+        class: "number",
+        "aria-label": label,
+        min: 0,
+        max: high,
+        step: 1,
+        inputmode: "numeric",
+        oninput: () => this.typed(),
+        onchange: () => this.set(this.value),
+      }),
+    );
+    this.element = make(
+      "fieldset",
+      { class: "field interval-field" },
+      make("legend", {}, "Guided timesteps"),
+      make("div", { class: "row" }, this.numbers[0], make("span", { "aria-hidden": "true" }, "to"), this.numbers[1]),
+      make("p", { class: "line" }, "The other steps take one network call, not two."),
+    );
+    this.set(value);
+  }
+
+  typed() {
+    if (this.numbers.some((number) => number.value === "")) return;
+    const [low, high] = this.numbers.map((number) => Number(number.value));
+    if (!(low >= 0 && low <= high && high <= this.high)) return;
+    this.value = [low, high];
+    this.changed(this.value);
+  }
+
+  set(value) {
+    if (!Array.isArray(value) || value.length !== 2 || value.some((part) => typeof part !== "number")) return;
+    this.value = value.map((part) => clamp(part, 0, this.high));
+    this.numbers.forEach((number, i) => (number.value = this.value[i]));
+  }
+}
+
 const MANY_CLASSES = 24; // from here on a field to search them
 
-class ClassField {
+export class ClassField {
   // classes: [{ name, src: data URL or null }]; any: whether "any" is among them. The value is a name.
   constructor({ classes, any = true, changed = () => {}, legend = "Class" }) {
     Object.assign(this, { changed, value: any ? "any" : classes[0].name });
@@ -150,16 +195,17 @@ class ClassField {
   }
 }
 
-class SeedField {
-  constructor({ max, value = 0, id = "field-seed", changed = () => {} }) {
-    Object.assign(this, { max, changed });
+export class SeedField {
+  // max: the last to begin with; images: of a run that begins there, each of which may be made alone.
+  constructor({ max, images = 1, value = 0, id = "field-seed", changed = () => {} }) {
+    Object.assign(this, { max, most: max + images - 1, changed });
     this.input = make("input", {
       type: "number",
       class: "number wide",
       id,
       name: "seed",
       min: 0,
-      max,
+      max: this.most,
       step: 1,
       inputmode: "numeric",
       oninput: () => this.typed(),
@@ -192,14 +238,14 @@ class SeedField {
 
   typed() {
     const value = Number(this.input.value);
-    if (this.input.value === "" || !(value >= 0 && value <= this.max)) return;
+    if (this.input.value === "" || !(value >= 0 && value <= this.most)) return;
     this.value = Math.floor(value);
     this.changed(this.value);
   }
 
   set(value) {
     if (typeof value !== "number" || Number.isNaN(value)) return;
-    this.value = clamp(Math.floor(value), 0, this.max);
+    this.value = clamp(Math.floor(value), 0, this.most);
     this.input.value = this.value;
   }
 }

@@ -1,6 +1,6 @@
 // The frames of a run by their index, kept as they arrive: scrubbing and playing need no server.
 
-class Film {
+export class Film {
   constructor(total) {
     this.total = total; // index of the last frame
     this.frames = []; // { t, at, src, image }: x_t of all images above the x_0 predicted from it
@@ -12,17 +12,6 @@ class Film {
       // the start comes a second time, with its predicted x_0
       if (!this.frames[index] || (index === 0 && this.frames[0].src !== frame.src)) this.frames[index] = { ...frame };
     }
-  }
-
-  // the start as it came first, before the network was asked
-  get startLacksPrediction() {
-    return this.frames[0]?.at === 0;
-  }
-
-  // indices of frames that were lost on the way
-  get lacking() {
-    const indices = range(0, this.total);
-    return indices.filter((index) => !this.frames[index] || (index === 0 && this.startLacksPrediction));
   }
 
   get newest() {
@@ -51,19 +40,5 @@ class Film {
     } catch {
       return null;
     }
-  }
-}
-
-// A busy browser skips values that follow each other closely, and the frames in them: of a finished run, those that are
-// lacking are asked for.
-async function fillGaps(run, film, lane = 0) {
-  if (film.filling) return;
-  film.filling = true; // once a run: what the server has forgotten it does not find again
-  for (let lacking = film.lacking; lacking.length;) {
-    const { frames } = await ask("frames", { run, lane, indices: lacking });
-    film.add(frames);
-    const before = lacking.length;
-    lacking = film.lacking;
-    if (lacking.length === before) return; // the server has forgotten them, too
   }
 }

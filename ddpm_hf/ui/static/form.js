@@ -1,6 +1,10 @@
 // The settings of a run. Their values go to the server as they are here, and are checked there.
 
-class SettingsForm {
+import { Choice } from "./choice.js";
+import { make, page, range, tell } from "./dom.js";
+import { ClassField, IntervalField, NumberField, SeedField } from "./fields.js";
+
+export class SettingsForm {
   // description: see describe() of description.py; submitted(settings) and stopped() are the two buttons.
   constructor(element, description, { submitted, stopped }) {
     Object.assign(this, { submitted, stopped });
@@ -47,9 +51,10 @@ class SettingsForm {
           line: guidanceLine,
           changed,
         }),
+        guidance_interval: new IntervalField({ high: limits.max_steps, value: defaults.guidance_interval, changed }),
       }),
       sampler: new Choice({ label: "Sampler", value: defaults.sampler, options: samplers, changed }),
-      seed: new SeedField({ max: limits.max_seed, value: 0, changed }),
+      seed: new SeedField({ max: limits.max_seed, images: limits.max_images, value: 0, changed }),
     };
     const sampler = make(
       "div",
@@ -57,14 +62,17 @@ class SettingsForm {
       make("span", { class: "label", "aria-hidden": "true" }, "Sampler"),
       this.fields.sampler.element,
     );
-    const { class_name, num_images, steps, guidance_scale, seed } = this.fields;
+    const { class_name, num_images, steps, guidance_scale, guidance_interval, seed } = this.fields;
     this.go = make("button", { type: "submit", class: "primary" }, "Generate");
     this.halt = make("button", { type: "button", class: "pill stop", onclick: () => this.stopped() }, "Stop");
     this.form.replaceChildren(
       make("div", { class: "actions dock" }, this.go, this.halt),
-      ...[class_name, num_images, steps, guidance_scale].filter(Boolean).map((field) => field.element),
-      sampler,
+      class_name?.element ?? "",
+      make("div", { class: "two" }, num_images.element, steps.element),
+      guidance_scale?.element ?? "",
       seed.element,
+      sampler,
+      guidance_interval?.element ?? "",
     );
     this.changed();
   }
@@ -93,5 +101,5 @@ class SettingsForm {
 function guidanceLine(scale) {
   if (scale === 1) return "Off: the class as the network learned it.";
   if (scale < 1) return "Towards the network's view without a class.";
-  return `${scale.toFixed(1).replace(".0", "")} times towards the class; two network calls a step.`;
+  return `${scale.toFixed(1).replace(".0", "")} × towards the class, two network calls.`;
 }

@@ -1,8 +1,18 @@
 // Forward: a picture disappears in noise as t grows, and the model makes its way back from there.
 
-const SHARES = [25, 50, 75, 100]; // % of the timesteps, as the seed shows them
+import { ScheduleChart } from "./charts.js";
+import { Choice } from "./choice.js";
+import { bringIntoView, clamp, make, page, seconds, tell, waitingText, wires } from "./dom.js";
+import { SeedField } from "./fields.js";
+import { Film } from "./film.js";
+import { dataUrl, dropZone, holdsSettings, smallPicture } from "./intake.js";
+import { drawImage } from "./tiles.js";
+import { Transport } from "./transport.js";
+import { ask, askLatest } from "./wire.js";
 
-class Forward {
+const SHARES = [25, 50, 75, 100]; // % of the timesteps, as the original shows them
+
+export class Forward {
   constructor(settings, screen, description) {
     this.settings = settings;
     this.ask = askLatest(
@@ -72,7 +82,8 @@ class Forward {
       description,
       timesteps: limits.max_steps,
       schedule,
-      t: Math.round(limits.max_steps / 2) - 1,
+      // about half picture, half noise
+      t: Math.max(0, schedule.alpha_bar.findIndex((share) => share < 0.5) - 1),
       picture: examples.length ? { example: 0 } : null,
     });
     this.examples = examples.map(({ name, src }, i) => {
@@ -127,6 +138,7 @@ class Forward {
       ? make(
           "select",
           { class: "select" },
+          make("option", { value: "" }, "None: unguided"),
           names.map((name) => make("option", { value: name }, name)),
         )
       : null;
@@ -176,11 +188,14 @@ class Forward {
     Object.assign(this, { film: null, run: null });
     this.root.dataset.state = "empty";
     if (!this.picture) this.clear();
-    this.status.textContent = this.picture
+    this.complaint = this.picture
       ? ""
       : "This model brings no examples: drop in a picture of your own, or let the model make one.";
     this.transport.reset(1);
     this.hint.hidden = false;
+    this.noised.caption.lastChild.textContent = " noised";
+    this.back.caption.textContent = "and back";
+    [this.back.canvas.width, this.back.canvas.height] = [1, 1];
     this.setT(this.t);
   }
 
@@ -229,6 +244,9 @@ class Forward {
       return this.complain(error);
     }
     for (const example of this.examples) example.firstChild.checked = false;
+    if (this.class) this.class.value = ""; // nobody has said of which class it is
+    this.complaint = "";
+    this.describe();
     return this.refresh();
   }
 
@@ -251,8 +269,8 @@ class Forward {
     try {
       const seed = this.seed.value + this.made; // another at every press
       const settings = { ...page.settings, num_images: 1, seed };
-      if (this.class) settings.class_name = this.class.value;
-      const { data, type } = await ask("export_run", { settings, kind: "png" });
+      if (this.class?.value) settings.class_name = this.class.value;
+      const { data, type } = await ask("export", { settings, kind: "png" });
       if (description !== this.description) return; // another model was chosen meanwhile
       this.picture = { image: `data:${type};base64,${data}` };
       this.made += 1;
@@ -330,11 +348,13 @@ class Forward {
     this.root.dataset.t = answer.t;
     answer.strip.forEach((src, i) => (this.strip[i].firstChild.src = src));
     tell("noised", answer);
-    if (this.root.dataset.state === "empty") this.status.textContent = "";
+    this.complaint = "";
+    this.describe();
   }
 
   complain(error) {
-    this.status.textContent = error.message;
+    this.complaint = error.message;
+    this.describe();
   }
 
   // ---- the way back
@@ -342,7 +362,7 @@ class Forward {
   submit() {
     if (!this.picture) return this.complain(new Error("Drop in a picture first."));
     if (this.busy) return;
-    this.stopped = false;
+    Object.assign(this, { stopped: false, complaint: "" });
     this.setState("waiting");
     bringIntoView(this.root);
     wires.denoise.send({
@@ -350,8 +370,20 @@ class Forward {
       num_images: 1,
       sampler: this.sampler.value,
       steps: Number(this.steps.value),
-      ...(this.class && { class_name: this.class.value, guidance_scale: Number(this.guidance.value) }),
+      ...this.guided(),
     });
+  }
+
+  // Without a class: what the network makes of the picture when it gets none, at every step.
+  guided() {
+    if (!this.class) return {};
+    const { defaults, limits } = this.description;
+    if (!this.class.value) return { guidance_scale: 0, guidance_interval: [0, limits.max_steps] };
+    return {
+      class_name: this.class.value,
+      guidance_scale: Number(this.guidance.value),
+      guidance_interval: defaults.guidance_interval,
+    };
   }
 
   stop() {
@@ -384,7 +416,6 @@ class Forward {
     const first = this.film.frames[0];
     this.film.add(value.frames);
     if (first && first !== this.film.frames[0] && this.transport.shown === 0) this.paint(0);
-    if (value.state === "done") fillGaps(value.run, this.film).catch(() => {});
     this.setState(this.stopped && value.state === "running" ? "stopped" : value.state);
     this.transport.arrived(this.film.newest, value.state === "running");
   }
@@ -408,13 +439,16 @@ class Forward {
   describe() {
     const { state } = this.root.dataset;
     this.root.dataset.shown = this.transport.shown;
+    this.status.textContent = this.complaint || this.stateText(state);
     if (this.run) this.back.caption.textContent = `back from t = ${this.run.t}`;
-    if (state === "waiting") this.status.textContent = waitingText(this.queue);
-    if (state === "running") this.status.textContent = "Denoising";
-    if (state === "done") this.status.textContent = this.doneText();
-    if (state === "stopped") this.status.textContent = "Stopped";
-    if (state === "failed") this.status.textContent = "Failed";
   }
+
+  stateText(state) {
+    if (state === "waiting") return waitingText(this.queue);
+    if (state === "done") return this.doneText();
+    return { running: "Denoising", stopped: "Stopped", failed: "Failed" }[state] ?? "";
+  }
+
   // Some samplers call the network twice a step.
   stepWord() {
     const { run, timesteps } = this;

@@ -1,9 +1,11 @@
 // Pictures from the visitor: dropped, chosen or pasted, made small here before they travel.
 
+import { make } from "./dom.js";
+
 const MAX_SIDE = 512;
 
 // A place to drop a file on or to choose one; given(file).
-function dropZone({ label, hint, given }) {
+export function dropZone({ label, hint, given }) {
   const input = make("input", {
     type: "file",
     accept: "image/*",
@@ -13,7 +15,7 @@ function dropZone({ label, hint, given }) {
   return make("label", { class: "drop" }, input, make("b", {}, label), make("span", {}, hint));
 }
 
-function dataUrl(file) {
+export function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
@@ -23,7 +25,7 @@ function dataUrl(file) {
 }
 
 // A picture file as a small PNG, as a data URL: less to send, and nothing but its pixels.
-async function smallPicture(file) {
+export async function smallPicture(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -40,14 +42,14 @@ async function smallPicture(file) {
 }
 
 // Whether a file is a PNG with settings of a run in it, as far as can be told from its bytes.
-async function holdsSettings(file) {
+export async function holdsSettings(file) {
   if (file.size > 5e6) return false;
   const text = new TextDecoder("latin1").decode(await file.arrayBuffer());
   return text.startsWith("PNG", 1) && text.includes("tEXtddpm_hf\0");
 }
 
 // Files dropped anywhere on the page go to the part that is shown: given(file, tab).
-function watchDrops(given) {
+export function watchDrops(given) {
   const has = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   const mark = (on) => document.documentElement.toggleAttribute("data-dropping", on);
   for (const name of ["dragenter", "dragover"]) {

@@ -1,8 +1,12 @@
 // One image of the stage, large, above its own strip over the steps.
 
-const STRIP = 8; // pictures in the strip
+import { clamp, icon, make, timeText } from "./dom.js";
+import { drawImage, drawTiles } from "./tiles.js";
 
-class Lens {
+const STRIP = 8; // pictures in the strip
+const SWIPE = 40; // pixels
+
+export class Lens {
   // more(index): "make more like this"; step(index): show that step; closed(index): the lens was shut.
   constructor({ more, step, closed }) {
     Object.assign(this, { index: null, closed });
@@ -53,6 +57,14 @@ class Lens {
     );
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.steps = [];
+    // also while the focus is elsewhere, such as on the player, or when something beside the stage is pressed
+    window.addEventListener("keydown", (event) => event.key === "Escape" && this.isOpen && this.close());
+    window.addEventListener("pointerdown", (event) => {
+      const stage = this.element.closest(".stage");
+      if (this.isOpen && !stage.contains(event.target) && !event.target.closest(".notice")) this.close();
+    });
+    window.addEventListener("popstate", () => this.isOpen && this.close());
+    this.swipeable();
     new ResizeObserver(() => this.isOpen && this.changed()).observe(this.canvas);
   }
 
@@ -62,6 +74,19 @@ class Lens {
     if (!turn || turn.disabled) return;
     event.preventDefault();
     return turn.click();
+  }
+
+  // A finger that moves sideways over the picture turns to the next or the one before.
+  swipeable() {
+    let start = null;
+    this.canvas.addEventListener("pointerdown", (event) => (start = event.clientX));
+    this.canvas.addEventListener("pointerup", (event) => {
+      const moved = start === null ? 0 : event.clientX - start;
+      start = null;
+      if (Math.abs(moved) < SWIPE) return;
+      const turn = moved < 0 ? this.after : this.before;
+      if (!turn.disabled) turn.click();
+    });
   }
 
   // Where it covers the page, the focus must not leave it for what cannot be seen.
@@ -96,7 +121,10 @@ class Lens {
     this.title.textContent = this.nameOf(this.index);
     this.before.disabled = this.index === 0;
     this.after.disabled = this.index === this.run.seeds.length - 1;
-    if (from === null) this.shut.focus();
+    if (from === null) {
+      this.shut.focus();
+      history.pushState({ lens: true }, ""); // so that Back closes it
+    }
     this.changed();
   }
 
@@ -104,6 +132,7 @@ class Lens {
     const index = this.index;
     this.index = null;
     this.element.hidden = true;
+    if (history.state?.lens) history.back();
     this.closed(index);
   }
 

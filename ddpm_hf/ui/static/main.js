@@ -1,58 +1,56 @@
-// What the components of page.py call, one function each, with what Gradio hands to js_on_load. Those that build a part
-// of the page only note where; start() comes last and builds all, so that the order in which Gradio shows them is no
-// matter.
+// The page: makes its parts, and connects them with each other and with the server.
 
-const parts = {};
-const places = {};
+import { Compare } from "./compare.js";
+import { bringIntoView, hear, make, page, parts, tell, wires } from "./dom.js";
+import { SettingsForm } from "./form.js";
+import { Forward } from "./forward.js";
+import { holdsSettings, watchDrops } from "./intake.js";
+import { Masthead } from "./masthead.js";
+import { Stage } from "./stage.js";
+import { TakeAway, copyText } from "./takeaway.js";
+import { Theory } from "./theory.js";
+import { makeBackdrop } from "./tiles.js";
+import { Wire, ask } from "./wire.js";
 
-function masthead(element, props, functions) {
-  server = functions;
-  places.masthead = { element, about: props.about };
-}
+const element = (id) => document.getElementById(id);
 
-const noted = (name) => (element, props, watch) => (places[name] = { element, props, watch });
-const [form, stage, compare, forwardSettings, forward, theory, takeAway] = [
-  "form",
-  "stage",
-  "compare",
-  "forwardSettings",
-  "forward",
-  "theory",
-  "takeAway",
-].map(noted);
+const { name, zero_gpu, description } = JSON.parse(element("about").textContent);
 
 function start() {
-  if (Object.keys(places).length < 8) return setTimeout(start, 20);
-  const { description } = places.masthead.about;
   page.description = description;
+  Wire.zeroGpu = zero_gpu;
   parts.stage = makeStage();
-  parts.form = new SettingsForm(places.form.element, description, { submitted, stopped });
-  parts.compare = new Compare(places.compare.element, description);
-  parts.forward = new Forward(places.forwardSettings.element, places.forward.element, description);
-  parts.theory = new Theory(places.theory.element, description, parts);
+  parts.form = new SettingsForm(element("settings"), description, { submitted, stopped });
+  parts.compare = new Compare(element("compare"), description);
+  parts.forward = new Forward(element("forward-settings"), element("forward"), description);
+  parts.theory = new Theory(element("theory"), description, parts);
   parts.forward.setT(parts.forward.t); // told once more, for those who came later
-  parts.takeAway = new TakeAway(places.takeAway.element, description, parts);
-  parts.masthead = new Masthead(places.masthead.element, places.masthead.about);
-  for (const name of ["stage", "compare", "forward"]) {
-    const { props, watch } = places[name];
-    watch("value", () => parts[name].receive(props.value));
+  parts.takeAway = new TakeAway(element("take-away"), description, parts);
+  parts.masthead = new Masthead(element("masthead"), { name, description });
+  const again = {
+    generate: () => submitted(wires.generate.values),
+    compare: () => parts.compare.submit(),
+    denoise: () => parts.forward.submit(),
+  };
+  for (const [what, part] of [["generate", "stage"], ["compare", "compare"], ["denoise", "forward"]]) {
+    wires[what] = new Wire(what, {
+      received: (value) => parts[part].receive(value),
+      failed(words, lost) {
+        parts[part].ended("failed");
+        tell("notice", lost ? { words, action: { title: "Try again", run: again[what] } } : words);
+      },
+    });
   }
-  hear("failed", (name) =>
-    ({ generate: parts.stage, compare: parts.compare, denoise: parts.forward })[name].ended("failed"),
-  );
   hear("restore", restore);
   hear("model", (chosen) => {
     page.description = chosen;
-    for (const name of ["form", "compare", "theory", "forward"]) parts[name].build(chosen);
+    for (const part of ["form", "compare", "theory", "forward"]) parts[part].build(chosen);
     makeBackdrop(chosen);
   });
-  watchDrops((file) =>
-    parts.masthead.tabs.current === "forward" ? parts.forward.take(file) : parts.takeAway.restore(file),
-  );
+  watchDrops(dropped);
   followLink();
   makeBackdrop(description);
   document.documentElement.setAttribute("data-ready", "");
-  return null;
 }
 
 function submitted(settings) {
@@ -60,13 +58,6 @@ function submitted(settings) {
   parts.stage.submitted();
   bringIntoView(parts.stage.root);
   wires.generate.send(settings);
-}
-
-// On a phone the stage is above the settings.
-function bringIntoView(element) {
-  if (element.getBoundingClientRect().top >= 0) return;
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  element.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
 }
 
 function stopped() {
@@ -83,24 +74,58 @@ async function restore({ settings, run }) {
   parts.form.submit();
 }
 
+const SETTINGS = ["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "guidance_interval", "model"];
+
+// The address carries the run that the stage shows, so that Reload and Back bring it back.
+let following = false;
+
+function carry(run) {
+  if (!["running", "done"].includes(run?.state)) return;
+  const query = queryOf(run.settings);
+  if (query !== location.search) history[following ? "replaceState" : "pushState"](null, "", query + location.hash);
+  following = false;
+}
+
+function queryOf(settings) {
+  const known = SETTINGS.filter((key) => (settings[key] ?? null) !== null);
+  return `?${new URLSearchParams(known.map((key) => [key, String(settings[key])]))}`;
+}
+
+window.addEventListener("popstate", () => {
+  const { run } = parts.stage;
+  if (!run || queryOf(run.settings) !== location.search) followLink();
+});
+
 // A link to a run: its settings are checked by the server, and run.
 async function followLink() {
   const query = new URLSearchParams(location.search);
-  if (
-    !["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "model"].some((key) => query.has(key))
-  )
-    return;
+  if (!SETTINGS.some((key) => query.has(key))) return;
   try {
     const { settings } = await ask("restore", { query: location.search });
+    following = true;
     tell("restore", { settings, run: true });
   } catch (error) {
     tell("notice", error.message);
   }
 }
 
+// A picture goes to Forward, where one is wanted; a PNG from here gives its settings back.
+async function dropped(file) {
+  if (parts.masthead.tabs.current === "forward") return parts.forward.take(file);
+  if (await holdsSettings(file)) return parts.takeAway.restore(file);
+  const run = () => {
+    tell("tab", "forward");
+    parts.forward.take(file);
+  };
+  return tell("notice", {
+    words: "This picture holds no settings of a run.",
+    action: { title: "Noise it on Forward", run },
+  });
+}
+
 function makeStage() {
   const png = make("button", { type: "button", disabled: true, onclick: () => savePng(png) }, "Save PNG");
-  const made = new Stage(places.stage.element, {
+  const made = new Stage(element("stage"), {
     label: "Denoising stage",
     empty: ["Every picture starts as noise.", "Press Generate and watch it turn into something."],
     more: moreLike,
@@ -108,6 +133,7 @@ function makeStage() {
       parts.form?.form.toggleAttribute("data-busy", busy);
       png.disabled = !run || png.ariaBusy === "true";
       tell("run", run);
+      carry(run);
     },
     painted: (sheet, index) => tell("painted", { sheet, index }),
   });
@@ -158,4 +184,5 @@ async function copyLink(button) {
   }
 }
 
-window.ddpm = { masthead, form, stage, compare, forwardSettings, forward, theory, takeAway, wire, wires, start, tell, parts };
+window.ddpm = { parts, page, tell }; // for a look from the console, and for the tests
+start();

@@ -1,7 +1,19 @@
 // The head of the page: what it is, which model, the tabs, and a line for what went wrong.
 
-class Masthead {
-  constructor(element, { title, name, panels, description }) {
+import { hear, icon, make, page, tell } from "./dom.js";
+import { Tabs } from "./tabs.js";
+import { ask } from "./wire.js";
+
+const PANELS = [
+  ["generate", "Generate"],
+  ["compare", "Compare"],
+  ["forward", "Forward"],
+  ["theory", "How it works"],
+  ["take-away", "Take away"],
+];
+
+export class Masthead {
+  constructor(element, { name, description }) {
     this.name = name;
     this.about = make("p", {});
     this.picker = make(
@@ -17,16 +29,17 @@ class Masthead {
     this.notice = make("div", { class: "notice", role: "alert", hidden: true });
     const bar = make("div", { class: "tabs-bar" });
     element.replaceChildren(
-      make("header", {}, make("div", { class: "title" }, make("h1", {}, title), this.picker), this.about),
+      make("header", {}, make("div", { class: "title" }, make("h1", {}, element.querySelector("h1").textContent), this.picker), this.about),
       bar,
       this.notice,
     );
     this.tell(name);
     this.tabs = new Tabs(
       bar,
-      Object.entries(panels).map(([id, words]) => ({ id, title: words })),
+      PANELS.map(([id, title]) => ({ id, title })),
     );
     hear("notice", (notice) => this.say(notice));
+    hear("asked", () => (this.notice.hidden = true)); // what was wrong before
   }
 
   tell(name) {
@@ -69,7 +82,7 @@ class Masthead {
   async choose(model) {
     this.picker.disabled = true;
     try {
-      const description = await ask("describe_model", { model });
+      const description = await ask("model", { model });
       const first = description.models[0] === model;
       this.tell(first ? this.name : model);
       tell("model", description);

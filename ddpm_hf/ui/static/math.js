@@ -1,6 +1,8 @@
-// The seed's equations, as MathML.
+// The original's equations, as MathML.
 
-const EQUATIONS = (() => {
+import { make } from "./dom.js";
+
+export const EQUATIONS = (() => {
   const MATHML = "http://www.w3.org/1998/Math/MathML";
 
   function math(tag, ...children) {

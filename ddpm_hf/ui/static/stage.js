@@ -1,8 +1,14 @@
-// The stage: a canvas that shows the frames of a run while they arrive. Its value is described in stage.py.
+// The stage: a canvas that shows the frames of a run while they arrive: see stage_values() of runs.py.
+
+import { hear, make, page, seconds, timeText, waitingText } from "./dom.js";
+import { Film } from "./film.js";
+import { Lens } from "./lens.js";
+import { backdrop, drawBackdrop, drawTiles, place } from "./tiles.js";
+import { Transport } from "./transport.js";
 
 const QUIET_SECONDS = 10; // without news, after which the time left would be a lie
 
-class Stage {
+export class Stage {
   // empty: what to say before the first run, [title, line]. more(run, index): "make more
   // like this"; picked(stage): its state changed; painted(sheet, index): a frame was drawn.
   constructor(element, { empty, label, more, picked, painted }) {
@@ -29,6 +35,7 @@ class Stage {
     this.root.append(top, screen, this.transport.element, foot);
     element.replaceChildren(this.root);
     new ResizeObserver(() => this.redraw()).observe(this.canvas);
+    hear("settings", () => this.describe());
     hear("backdrop", () => {
       this.redraw();
       this.describe();
@@ -100,18 +107,9 @@ class Stage {
     const first = this.film.frames[0];
     this.film.add(frames);
     this.setState(head.state);
-    this.transport.arrived(this.film.newest, this.running);
+    if (head.cached && head.state === "done") this.transport.playOnce(this.film.newest);
+    else this.transport.arrived(this.film.newest, this.running);
     if (first && first !== this.film.frames[0] && this.transport.shown === 0) this.paint(0);
-    if (head.state === "done") this.complete(this.film);
-  }
-
-  async complete(film) {
-    try {
-      await fillGaps(this.run.run, film);
-    } catch {
-      // the frame before a lost one stands in for it
-    }
-    if (film === this.film) this.describe();
   }
 
   begin(value) {
@@ -257,6 +255,12 @@ class Stage {
     return index === 0 ? "noise" : `${word} ${index} of ${this.run.total}`;
   }
 
+  // Whether the form has been changed since.
+  isOld() {
+    const asked = Object.entries(page.settings ?? {});
+    return asked.some(([name, value]) => JSON.stringify(this.run.settings[name] ?? null) !== JSON.stringify(value ?? null));
+  }
+
   announcement() {
     if (this.state === "waiting") return waitingText(this.queue);
     if (this.state === "running") return "Denoising";
@@ -288,6 +292,7 @@ class Stage {
     else this.progress.textContent = backdrop ? "pictures of the data set, noised" : "noise";
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
     else this.status.textContent = run ? this.timeText() : "";
+    if (run && !this.busy && this.isOld()) this.status.textContent = "Made with other settings: press Generate for the new ones.";
     this.root.dataset.shown = this.transport.shown;
     this.root.dataset.frames = film.count;
     if (run) {
@@ -298,7 +303,7 @@ class Stage {
 }
 
 // The switch between what is on the canvas and what the network makes of it.
-function viewButtons(chosen) {
+export function viewButtons(chosen) {
   const view = (name, words, title) =>
     make(
       "button",

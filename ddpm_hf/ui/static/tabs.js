@@ -1,6 +1,8 @@
 // The tabs: buttons of the masthead that show one panel of the page each. The panels are all there from the start.
 
-class Tabs {
+import { hear, make, set, tell } from "./dom.js";
+
+export class Tabs {
   // panels: [{ id, title }], the element of a panel being #panel-<id>.
   constructor(element, panels) {
     this.panels = panels;

@@ -1,5 +1,10 @@
 // Take away: the run on the stage as a file, as a link and as code, and the way back from such a file.
 
+import { hear, make, page, parts, range, tell } from "./dom.js";
+import { dataUrl, dropZone } from "./intake.js";
+import { drawBackdrop, drawTiles } from "./tiles.js";
+import { ask, askLatest } from "./wire.js";
+
 const FORMATS = [
   ["png", "PNG", "the images, without loss, their settings inside"],
   ["gif", "GIF", "the denoising, plays everywhere"],
@@ -12,12 +17,12 @@ const CODE = [
   ["curl", "curl"],
 ];
 
-class TakeAway {
+export class TakeAway {
   constructor(element, description, { stage }) {
     Object.assign(this, { stage, code: "diffusers", snippets: {} });
     this.canvas = make("canvas", { role: "img", "aria-label": "No run yet" });
     this.chips = make("p", { class: "chips" });
-    this.which = make("select", { class: "select", "aria-label": "Which images" });
+    this.which = make("select", { class: "select", "aria-label": "Which images", onchange: () => this.draw() });
     this.files = FORMATS.map(([kind, name, about]) =>
       make(
         "button",
@@ -138,13 +143,14 @@ class TakeAway {
     this.link.value = link;
     this.snippets = snippets;
     this.showCode(this.code);
-    const { class_name, num_images, sampler, steps, seed, guidance_scale } = settings;
+    const { class_name, num_images, sampler, steps, seed, guidance_scale, guidance_interval } = settings;
     const words = [
       `${num_images} ${num_images === 1 ? "image" : "images"}`,
       class_name === "any" ? null : class_name,
       page.description.samplers.find(({ value }) => value === sampler)?.title ?? sampler,
       `${steps} steps`,
       guidance_scale === 1 ? null : `guidance ${guidance_scale}`,
+      guidance_scale === 1 || !guidance_interval ? null : `guided timesteps ${guidance_interval.join(" to ")}`,
       `seed ${seed}`,
     ];
     this.chips.replaceChildren(...words.filter(Boolean).map((word) => make("span", {}, word)));
@@ -164,11 +170,11 @@ class TakeAway {
       sheet,
       run.tile,
       this.stage.view,
-      run.seeds.map((_, i) => i),
+      this.which.value ? [Number(this.which.value)] : run.seeds.map((_, i) => i),
     );
     this.canvas.setAttribute(
       "aria-label",
-      `${run.seeds.length} images, ${this.stage.stepText(Math.min(film.total, this.stage.drawn))}`,
+      `${this.which.value ? `image ${Number(this.which.value) + 1} of ` : ""}${run.seeds.length} images, ${this.stage.stepText(Math.min(film.total, this.stage.drawn))}`,
     );
     return null;
   }
@@ -188,7 +194,7 @@ class TakeAway {
 
   // Hands a file to the browser and tells its name and size; image: number of one, "" for all.
   async save(kind, image = "") {
-    const { name, type, data } = await ask("export_run", {
+    const { name, type, data } = await ask("export", {
       settings: this.settings,
       kind,
       ...(image !== "" && { image: Number(image) }),
@@ -216,7 +222,7 @@ class TakeAway {
   }
 }
 
-async function copyText(text) {
+export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {

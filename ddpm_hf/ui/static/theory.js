@@ -1,4 +1,8 @@
-// How it works: the seed's equations beside pictures that they have just made, each linked to the controls.
+// How it works: the original's equations beside pictures that they have just made, each linked to the controls.
+
+import { clamp, hear, make, parts, set, tell } from "./dom.js";
+import { EQUATIONS } from "./math.js";
+import { drawImage } from "./tiles.js";
 
 // What networks may predict: its letter in the equations, what the training asks for, and how the picture and the noise
 // follow from it.
@@ -27,7 +31,7 @@ const PREDICTIONS = {
   },
 };
 
-class Theory {
+export class Theory {
   constructor(element, description, { forward, stage }) {
     Object.assign(this, { forward, stage });
     this.root = make("article", { class: "theory" });
@@ -192,7 +196,7 @@ class Theory {
         make(
           "p",
           {},
-          "The seed's sampler, DDPM, walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network.",
+          "The original's sampler, DDPM, walks all the steps. Others follow the same path with a solver for differential equations and need a few dozen calls of the network.",
         ),
       ),
       list,

@@ -1,5 +1,7 @@
 // Pictures on a canvas: every pixel of a picture is the same whole number of device pixels wide, so all stay crisp.
 
+import { make, tell } from "./dom.js";
+
 const GAPS = [8, 4, 2]; // CSS pixels between pictures, the first with which they are largest
 const WIDEST_GAP = 16; // where there is room
 
@@ -29,7 +31,7 @@ function arrange(canvas, count, [width, height]) {
   return { ...best, room, left, top, ratio, width: width * best.scale, height: height * best.scale };
 }
 
-function place(layout, index) {
+export function place(layout, index) {
   const column = index % layout.columns;
   const row = Math.floor(index / layout.columns);
   return [layout.left + column * (layout.width + layout.gap), layout.top + row * (layout.height + layout.gap)];
@@ -51,7 +53,7 @@ function source(sheet, tile, view, index) {
 }
 
 // Draws images of a frame; returns the layout.
-function drawTiles(canvas, sheet, tile, view, indices) {
+export function drawTiles(canvas, sheet, tile, view, indices) {
   const layout = arrange(canvas, indices.length, tile);
   if (layout.room[0] < 2 || layout.room[1] < 2) return layout; // not on screen
   const context = clearFor(canvas, layout);
@@ -69,13 +71,13 @@ function drawTiles(canvas, sheet, tile, view, indices) {
 }
 
 // One image of a frame, a pixel for a pixel: the style sheet scales the canvas.
-function drawImage(canvas, sheet, tile, view, index) {
+export function drawImage(canvas, sheet, tile, view, index) {
   [canvas.width, canvas.height] = tile;
   canvas.getContext("2d").drawImage(sheet, ...source(sheet, tile, view, index), ...tile, 0, 0, ...tile);
 }
 
 // Noise, always the same.
-function drawNoise(canvas, count, tile = [16, 16]) {
+export function drawNoise(canvas, count, tile = [16, 16]) {
   const layout = arrange(canvas, count, tile);
   if (layout.room[0] < 2 || layout.room[1] < 2) return layout;
   const context = clearFor(canvas, layout);
@@ -108,9 +110,9 @@ function normals() {
 // ---- what a stage shows before its first run: pictures of the data set, from noise (the first tile) to clear (the last)
 
 const BACKDROP = { tiles: 16, longest: 64, clear: 3 }; // longest: pixels of a side; clear: tiles without noise
-let backdrop = null; // { tile, sheet }: the tiles below each other
+export let backdrop = null; // { tile, sheet }: the tiles below each other
 
-async function makeBackdrop({ examples, schedule }) {
+export async function makeBackdrop({ examples, schedule }) {
   backdrop = null;
   try {
     const images = await Promise.all(examples.map(({ src }) => loaded(src)));
@@ -157,7 +159,7 @@ function noisedSheet(images, alphaBar) {
   return { tile, sheet };
 }
 
-function drawBackdrop(canvas) {
+export function drawBackdrop(canvas) {
   if (!backdrop) return drawNoise(canvas, BACKDROP.tiles);
   const { tile, sheet } = backdrop;
   const layout = arrange(canvas, BACKDROP.tiles, tile);

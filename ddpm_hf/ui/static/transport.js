@@ -1,9 +1,13 @@
 // Play, scrub, speed and loop over frames that may still be arriving.
 
+import { clamp, icon, make } from "./dom.js";
+
 const PLAY_SECONDS = 4; // for all frames, at speed 1
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+const CALM_MS = 700; // between two frames of a run that is followed, for those who want little motion
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
 
-class Transport {
+export class Transport {
   // paint(index) draws a frame and tells whether it did; words(index) names it; changed() follows every change.
   constructor({ paint, words, changed }) {
     Object.assign(this, { paint, words, changed });
@@ -64,6 +68,12 @@ class Transport {
     this.describe();
   }
 
+  // All frames are there at once, from memory: they are played, and not rushed through.
+  playOnce(newest) {
+    if (this.shown < 0 && !CALM.matches) this.playing = true;
+    this.arrived(newest, false);
+  }
+
   toggle() {
     this.playing = !this.playing;
     if (this.playing && this.shown >= this.newest) this.shown = -1;
@@ -97,6 +107,7 @@ class Transport {
       return null;
     }
     if (!this.following || this.shown >= this.newest) return null;
+    if (CALM.matches) return this.newest;
     // the noise first; then a little faster when behind, but no frame is jumped over without need
     return this.shown < 0 ? 0 : this.shown + Math.ceil((this.newest - this.shown) / 8);
   }
@@ -109,7 +120,8 @@ class Transport {
       await this.go(next);
       const ended = this.playing && this.looping && this.shown >= this.newest;
       const wait = ended ? 700 : this.delay();
-      await new Promise((resolve) => (this.playing ? setTimeout(resolve, wait) : requestAnimationFrame(resolve)));
+      const paced = this.playing || CALM.matches;
+      await new Promise((resolve) => (paced ? setTimeout(resolve, wait) : requestAnimationFrame(resolve)));
       // a frame that cannot be drawn holds nothing up
       if (this.shown === before && this.resets === resets && next !== before) this.shown = next;
     }
@@ -118,6 +130,7 @@ class Transport {
   }
 
   delay() {
+    if (!this.playing) return CALM_MS;
     return clamp((1000 * PLAY_SECONDS) / (this.total + 1), 16, 400) / Number(this.speed.value);
   }
 

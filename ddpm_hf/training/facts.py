@@ -1,0 +1,119 @@
+"""What a run says of itself: its first line, and the facts of its report."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_hf.config import TrainConfig
+from ddpm_hf.devices import device_name
+from ddpm_hf.run import Facts
+from ddpm_hf.training.init_from import SHIPPED
+
+MOST_CLASSES = 6  # that the first line names
+UNET2D_LEAVES_OUT = ("residual", "normalize_input", "time_embed_dim", "feed_forward_dim")
+
+
+def bad_images(trainer) -> list[str]:
+    """A line for every image that could not be used, for training or for validation."""
+    return [*trainer.data.skipped, *(trainer.validation_data.skipped if trainer.validation_data else ())]
+
+
+def unused_settings(config: TrainConfig) -> str | None:
+    """A warning of settings that were given and do nothing with this network, or None."""
+    defaults = TrainConfig.model_fields
+    unused = [name for name in UNET2D_LEAVES_OUT if getattr(config, name) != defaults[name].default]
+    if config.model == "my_unet" or not unused:
+        return None
+    return f"{', '.join(unused)} are settings of model my_unet; unet2d has nothing of that kind."
+
+
+def first_line(trainer, resumed: bool) -> str:
+    """What is about to be trained, on what and where."""
+    data, config, accelerator = trainer.data, trainer.config, trainer.accelerator
+    size, held = f"{data.num_channels}x{config.sample_size}x{config.sample_size}", trainer.validation_data
+    if config.streaming:
+        images = f"streamed images of {size}"
+    else:
+        splits = " and ".join(dict.fromkeys(data.splits))
+        images = f"{len(data):,} images of {size} of {splits}{_classes(data, config.class_conditional)}"
+    held_out = f" ({len(held):,} {_of(held.splits)}for validation)" if held else ""
+    bad = bad_images(trainer)
+    skipped = f", {len(bad)} bad images skipped (first: {bad[0][:-1]})" if bad else ""
+    return (
+        f"{f'resuming at step {trainer.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
+        f"{trainer.num_parameters:,} parameters, {trainer.total_steps:,} steps of {config.train_batch_size} images, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}, in {trainer.folder}"
+    )
+
+
+def _of(splits: tuple[str, ...]) -> str:
+    """' of test': where other images come from; nothing where it is not known."""
+    return (
+        f"{'' if splits[0].startswith('held out') else 'of '}{' and '.join(dict.fromkeys(splits))} " if splits else ""
+    )
+
+
+def _classes(data, used: bool) -> str:
+    """How many images each class has, for a data set that has classes."""
+    if data.labels is None:
+        return ""
+    counts = np.bincount(data.labels, minlength=data.num_classes).tolist()
+    names = data.label_names or [str(label) for label in range(len(counts))]
+    if len(counts) <= MOST_CLASSES:
+        shown = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts))
+    else:
+        shown = f"{min(counts):,} to {max(counts):,} images each"
+    unused = "" if used else ", not trained with: class_conditional is false"
+    return f" in {len(counts)} classes ({shown}{unused})"
+
+
+def facts(trainer) -> Facts:
+    """What only the trainer knows of its run."""
+    data, state, accelerator, config = trainer.data, trainer.state, trainer.accelerator, trainer.config
+    start = config.init_from
+    name, names = device_name(accelerator.device), [source.dataset for source in config.sources]
+    return Facts(
+        images=None if config.streaming else len(data),
+        mode="RGB" if data.num_channels == 3 else "gray",
+        validation_images=len(trainer.validation_data or ()),
+        parameters=trainer.num_parameters,
+        step=state.step,
+        total_steps=trainer.total_steps,
+        batch_size=config.train_batch_size,
+        processes=accelerator.num_processes,
+        device_type=accelerator.device.type,
+        device=name if accelerator.device.type == "cpu" else f"{accelerator.num_processes} x {name}",
+        precision=accelerator.mixed_precision,
+        wall_seconds=state.progress.wall_seconds,
+        bad_images=bad_images(trainer),
+        skipped_steps=state.progress.skipped_steps,
+        best_step=trainer.run.best_step(),
+        hub_datasets=list(dict.fromkeys(name for name in names if not Path(name).expanduser().exists())),
+        base_model=None if start in (None, SHIPPED) or Path(start).expanduser().exists() else start,
+        settings_from=trainer.settings_from,
+        code=commit_of_code(),
+    )
+
+
+@functools.cache
+def commit_of_code() -> str | None:
+    """The commit of the checkout that this file is in, and whether it was changed since; None outside of one."""
+    root = Path(__file__).resolve().parent.parent.parent
+
+    def git(*arguments: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return git("rev-parse", "HEAD") + (", changed since" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
