@@ -16,6 +16,7 @@ import numpy as np
 
 from ddpm_hf.data.store import cache_root, refuse_full_disk
 from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.reading import open_regular
 from ddpm_hf.source import SPLIT_WORDS
 
 ARRAY_SUFFIXES = (".npz", ".npy")
@@ -180,7 +181,7 @@ def read_cifar(files: list[Path]) -> Arrays:
 
 def _unpickled(path: Path) -> dict:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = _Unpickler(file, encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
     except Exception as error:  # a damaged pickle raises nearly anything

@@ -13,6 +13,7 @@ from ddpm_hf.source import matching_split, split_of
 
 JUNK_FOLDERS = ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 JUNK_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")
+BROKEN = "broken links"
 MOST_NAMED = 6  # suffixes or folders that a line names
 
 
@@ -47,14 +48,14 @@ def find_files(root: Path) -> Files:
         UserError: for a folder that cannot be read.
     """
     found, suffixes = Files(root), image_suffixes()
-    for path in _walk(root, PurePosixPath(), set()):
+    for path, kind in _walk(root, PurePosixPath(), set()):
         suffix = path.suffix.lower()
-        if suffix in suffixes or (not suffix and header(None, str(root / path))):
+        if kind is not None and not (kind == BROKEN and suffix in suffixes):  # a picture that is missed is an error
+            found.unread[kind] += 1
+        elif suffix in suffixes or (not suffix and header(None, str(root / path))):
             found.pictures.append(path)
         elif suffix in HEIF_SUFFIXES:
             found.unread[f"{suffix} (they need pip install pillow-heif)"] += 1
-        elif not (root / path).exists():
-            found.unread["broken links"] += 1
         else:
             found.others.append(path)
     found.pictures.sort(key=str)
@@ -62,7 +63,8 @@ def find_files(root: Path) -> Files:
     return found
 
 
-def _walk(root: Path, folder: PurePosixPath, seen: set) -> Iterator[PurePosixPath]:
+def _walk(root: Path, folder: PurePosixPath, seen: set) -> Iterator[tuple[PurePosixPath, str | None]]:
+    """Files, each with what it is if it is not a regular one: nothing waits for a pipe, or reads an endless device."""
     try:
         state = os.stat(root / folder)
         if (state.st_dev, state.st_ino) in seen:
@@ -76,7 +78,10 @@ def _walk(root: Path, folder: PurePosixPath, seen: set) -> Iterator[PurePosixPat
             if not entry.name.startswith((".", "__")) and entry.name not in JUNK_FOLDERS:
                 yield from _walk(root, folder / entry.name, seen)
         elif not entry.name.startswith(".") and entry.name not in JUNK_FILES:
-            yield folder / entry.name
+            kind = (
+                None if entry.is_file() else BROKEN if not (root / folder / entry.name).exists() else "pipes or devices"
+            )
+            yield folder / entry.name, kind
 
 
 @dataclass

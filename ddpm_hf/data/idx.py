@@ -1,13 +1,19 @@
 """The IDX files of MNIST and its kin: 0, 0, type 8 (uint8), dimensions, big-endian sizes, data."""
 
 import gzip
+import math
+import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.memory import refuse_beyond_memory
+from ddpm_hf.reading import open_regular
 
+UNSIGNED_BYTES = 8
 IDX_SUFFIXES = ("-ubyte.gz", "-ubyte", ".idx.gz")
 Files = tuple[Path, Path | None]  # of images, and of labels where there are any
 
@@ -62,18 +68,27 @@ def _read_pair(image_file: Path, label_file: Path | None) -> tuple[np.ndarray, n
 
 
 def _read_array(path: Path) -> np.ndarray:
+    packed = path.suffix == ".gz"
     try:
-        data = np.memmap(path, np.uint8, "r") if path.suffix != ".gz" else np.frombuffer(_unpacked(path), np.uint8)
+        with open_regular(path) as raw, gzip.open(raw) if packed else raw as file:
+            shape = _shape(file)
+            if shape and packed:
+                size = math.prod(shape)
+                refuse_beyond_memory(size, f"unpacking {path}")
+                data = np.frombuffer(file.read(size + 1), np.uint8)  # a byte more shows that there is more
+            elif shape:
+                data = np.memmap(path, np.uint8, "r")[file.tell() :]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
-    dimensions = int(data[3]) if len(data) > 4 and not data[:2].any() and data[2] == 8 else 0
-    start = 4 + 4 * dimensions
-    shape = data[4:start].view(">u4") if dimensions and len(data) >= start else ()
-    if not dimensions or len(data) - start != np.prod(shape, dtype=np.int64):
+    if not shape or len(data) != math.prod(shape):
         raise UserError(f"{path} is not a whole IDX file of unsigned bytes.")
-    return data[start:].reshape(shape)
+    return data.reshape(shape)
 
 
-def _unpacked(path: Path) -> bytes:
-    with gzip.open(path) as file:
-        return file.read()
+def _shape(file: BinaryIO) -> tuple[int, ...]:
+    """What the header says; () where it is none of an array of unsigned bytes."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != bytes((0, 0, UNSIGNED_BYTES)):
+        return ()
+    sizes = file.read(4 * magic[3])
+    return struct.unpack(f">{magic[3]}I", sizes) if len(sizes) == 4 * magic[3] else ()

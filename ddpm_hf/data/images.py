@@ -5,11 +5,15 @@ import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from ddpm_hf.reading import open_regular
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+LARGEST_REPAIRED = 2**28  # bytes of a damaged file that are read
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits, or floating point
 GRAY_MODES = ("1", "L", "LA", "La", *DEEP_MODES)
 FULL = (0.0, 65535.0)
@@ -45,42 +49,42 @@ def decode(image_bytes: bytes | None, path: str | None) -> Image.Image:
     if image_bytes is None and path is None:
         raise BadImage("has no image")
     try:
-        image = _opened(image_bytes, path, lambda image: image.load())
+        image = _used(image_bytes, path, _upright)
     except UnidentifiedImageError:
         raise BadImage("is not a readable image: no image format known here") from None
     except Exception as error:  # OSError, SyntaxError, struct.error, DecompressionBombError, ...
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise BadImage(f"is not a readable image: {reason}") from None
-    with contextlib.suppress(Exception):  # EXIF that is damaged, of any kind, says nothing
-        ImageOps.exif_transpose(image, in_place=True)
     if min(image.size) < 2:
         raise BadImage(f"is {image.height}x{image.width} pixels; it needs at least 2x2")
     return image
 
 
-def _opened(image_bytes: bytes | None, path: str | None, then: Callable[[Image.Image], object]) -> Image.Image:
-    """The image of a file, for which ``then`` works; if need be, a PNG or JPEG without all that is not its pixels."""
-    try:
-        image = Image.open(path if image_bytes is None else io.BytesIO(image_bytes))
-        then(image)
-        return image
-    except Exception:
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    with contextlib.suppress(Exception):  # EXIF that is damaged, of any kind, says nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _used(image_bytes: bytes | None, path: str | None, use: Callable[[Image.Image], Any]):
+    """What ``use`` makes of the image of a file; if need be, of a PNG or JPEG without all that is not its pixels."""
+    with open_regular(path) if image_bytes is None else io.BytesIO(image_bytes) as file:
         try:
-            data = Path(path).read_bytes() if image_bytes is None else image_bytes
-            image = Image.open(io.BytesIO(_bare(data)))
-            then(image)
-            return image
-        except Exception:  # as damaged as before: the first error says it
-            pass
-        raise
+            return use(Image.open(file))
+        except Exception:
+            with contextlib.suppress(Exception):  # as damaged as before: the first error says it
+                file.seek(0)
+                return use(Image.open(io.BytesIO(_bare(file))))
+            raise
 
 
-def _bare(data: bytes) -> bytes:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _bare_png(data)
-    if data.startswith(b"\xff\xd8"):
-        return _bare_jpeg(data)
-    raise ValueError("no kind of file that has such parts")
+def _bare(file: BinaryIO) -> bytes:
+    data = file.read(8)
+    if not data.startswith((PNG, JPEG)):
+        raise ValueError("no kind of file that has such parts")
+    data += file.read(LARGEST_REPAIRED)
+    return _bare_png(data) if data.startswith(PNG) else _bare_jpeg(data)
 
 
 def _bare_png(data: bytes) -> bytes:
@@ -116,14 +120,17 @@ class Header(NamedTuple):
 def header(image_bytes: bytes | None, path: str | None) -> Header | None:
     """The header of an image, without decoding its pixels; None where it cannot be read."""
     try:
-        with _opened(image_bytes, path, lambda image: None) as image:
-            turned = False
-            with contextlib.suppress(Exception):
-                turned = image.getexif().get(0x0112, 1) >= 5
-            shape = image.size if turned else image.size[::-1]
-            return Header(is_gray(image), shape, image.mode) if min(shape) > 1 else None
+        return _used(image_bytes, path, _header)
     except Exception:  # reported when it is decoded, if it cannot be used
         return None
+
+
+def _header(image: Image.Image) -> Header | None:
+    turned = False
+    with contextlib.suppress(Exception):
+        turned = image.getexif().get(0x0112, 1) >= 5
+    shape = image.size if turned else image.size[::-1]
+    return Header(is_gray(image), shape, image.mode) if min(shape) > 1 else None
 
 
 def is_gray(image: Image.Image) -> bool:
