@@ -182,6 +182,8 @@ class MyDDPMPipeline(DiffusionPipeline):
         eta: float | None = None,
         timesteps: Numbers = None,
         sigmas: Numbers = None,
+        image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> Iterator[DenoisingStep]:
         """Denoise ``batch_size`` images, yielding a ``DenoisingStep`` after every call of the network.
 
@@ -210,6 +212,10 @@ class MyDDPMPipeline(DiffusionPipeline):
             eta: share of fresh noise in a step of DDIM (Song et al. 2020), in [0, 1]; for schedulers that take it.
             timesteps, sigmas: instead of ``num_inference_steps``, the timesteps in [0, T - 1] or the noise levels to
                 sample at, sqrt((1 - alpha_bar) / alpha_bar) and a 0 at the end, falling; for schedulers that take them.
+            image: (B or 1, C, S, S) in [-1, 1], with ``mask``: a picture of which a part is made anew (inpainting).
+            mask: (B or 1, 1 or C, S, S), 1 or True where it is made anew, 0 where ``image`` stays as it is: there,
+                every step starts from ``image`` noised to its timestep, as in RePaint (Lugmayr et al. 2022, equation
+                8, without resampling). A mask of ones is plain sampling.
 
         Raises:
             ValueError: naming the argument that is out of range, or that the scheduler does not take.
@@ -238,6 +244,7 @@ class MyDDPMPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device)
         else:
             _check_latents("latents", latents, shape)
+        known, unknown = _checked_inpainting(image, mask, shape, device)
         # the state is float32 whatever the network computes in: rounding it at every step would add up
         sample = latents.to(device, torch.float32) * scheduler.init_noise_sigma
 
@@ -250,6 +257,9 @@ class MyDDPMPipeline(DiffusionPipeline):
                 if x0 is None:
                     x0 = self._predict_x0(prediction, scaled, timestep)
                 sample = output.prev_sample
+                if known is not None:
+                    level = self._noised(scheduler, known.expand(shape), index + 1, generator)
+                    sample = torch.where(unknown, sample, level)
                 yield DenoisingStep(index, timestep.item(), sample, x0)
         finally:
             self.maybe_free_model_hooks()  # of enable_model_cpu_offload
@@ -271,6 +281,8 @@ class MyDDPMPipeline(DiffusionPipeline):
         timesteps: Numbers = None,
         sigmas: Numbers = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images; arguments as in ``denoise``. ``pipeline(batch_size=16)`` is the model at its best.
 
@@ -306,6 +318,8 @@ class MyDDPMPipeline(DiffusionPipeline):
             eta,
             timesteps,
             sigmas,
+            image,
+            mask,
         )
         step = next(steps)
         with self.progress_bar(total=self.num_timesteps) as progress:
@@ -499,20 +513,33 @@ class MyDDPMPipeline(DiffusionPipeline):
 
     def _predict_x0(self, prediction, scaled, timestep) -> torch.Tensor:
         """x_0 from the prediction and x_t, where sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps = x_t."""
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(scaled.device)
         kind = getattr(self.scheduler.config, "prediction_type", "epsilon")
         if kind == "sample":
             return prediction
-        low = timestep.floor().long().clamp(max=len(alphas_cumprod) - 1)
-        alpha_bar = torch.lerp(
-            alphas_cumprod[low], alphas_cumprod[(low + 1).clamp(max=len(alphas_cumprod) - 1)], timestep.float() - low
-        )
+        alpha_bar = self._alpha_bar(timestep, scaled.device)
         signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if kind == "epsilon":
             return (scaled - sigma * prediction) / signal
         if kind == "v_prediction":
             return signal * scaled - sigma * prediction
         raise ValueError(f"prediction_type {kind!r} is not supported.")
+
+    def _alpha_bar(self, timestep, device) -> torch.Tensor:
+        """alpha_bar at a timestep that may lie between two whole ones."""
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+        low = timestep.floor().long().clamp(max=len(alphas_cumprod) - 1)
+        high = (low + 1).clamp(max=len(alphas_cumprod) - 1)
+        return torch.lerp(alphas_cumprod[low], alphas_cumprod[high], timestep.float() - low)
+
+    def _noised(self, scheduler, x_0, index: int, generator: Generators) -> torch.Tensor:
+        """A sample of q(x_t | x_0), in the scheduler's own scale, for the step ``index``; x_0 itself after the last."""
+        if index == len(scheduler.timesteps):
+            return x_0
+        noise = randn_tensor(x_0.shape, generator=generator, device=x_0.device)
+        if self.holds_sigma:
+            return x_0 + float(scheduler.sigmas[index]) * noise
+        alpha_bar = self._alpha_bar(scheduler.timesteps[index], x_0.device)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
 
 # ---- arguments
@@ -553,6 +580,27 @@ def _check_latents(name: str, latents, shape: tuple[int, ...]):
     if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise ValueError(f"{name} must have shape {shape}, got {got}.")
+
+
+def _checked_inpainting(image, mask, shape: tuple[int, ...], device) -> tuple:
+    """``image`` in float32 and ``mask`` as bool, both of a shape that expands to ``shape``; (None, None) without."""
+    if image is None and mask is None:
+        return None, None
+    if image is None or mask is None:
+        raise ValueError("give image and mask together: the mask says which part of the image is made anew.")
+    batch, channels, *size = shape
+    for name, value, allowed in (("image", image, (channels,)), ("mask", mask, (1, channels))):
+        fits = isinstance(value, torch.Tensor) and value.ndim == 4 and list(value.shape[2:]) == size
+        if not fits or value.shape[0] not in (1, batch) or value.shape[1] not in allowed:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{name} must have shape {(batch, allowed[0], *size)}, got {got}.")
+    image, mask = image.to(device, torch.float32), mask.to(device)
+    if not image.isfinite().all() or image.abs().max() > 1:
+        raise ValueError("image must hold numbers in [-1, 1].")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("mask must hold 0 and 1 alone: 1 where the image is made anew.")
+    # where all is made anew nothing is drawn for what is known: the noise is that of plain sampling
+    return (None, None) if mask.bool().all() else (image, mask.bool())
 
 
 def _step_options(scheduler, generator: Generators, eta: float | None) -> dict[str, Any]:
