@@ -2,10 +2,10 @@
 
 import sys
 
-from ddpm_hf.commands import deploy_space, evaluate, export, noise, push, report, sample, train_features
+from ddpm_hf.commands import deploy_space, distill, evaluate, export, noise, push, report, sample, train_features
 from ddpm_hf.errors import Parser, echo, run_command
 
-COMMANDS = (sample, evaluate, train_features, noise, report, export, push, deploy_space)
+COMMANDS = (sample, evaluate, train_features, noise, report, export, distill, push, deploy_space)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -183,6 +183,13 @@ class TrainConfig(BaseModel):
         description="model to start from, its weights wherever they fit: folder, run, Hub id or shipped; null: random "
         "weights",
     )
+    distill_from: str | None = Field(
+        None,
+        min_length=1,
+        description="teacher: model whose pictures the run learns to make in distill_steps steps: folder, run, Hub id "
+        "or shipped; null: learn from the images",
+    )
+    distill_steps: int = Field(4, ge=1, le=100, description="steps, each one network call, that the student takes")
 
     # ---- diffusion (MyDDPMScheduler)
     num_train_timesteps: int = Field(1000, ge=1, le=MOST_TIMESTEPS, description="diffusion steps T")
@@ -328,6 +335,10 @@ class TrainConfig(BaseModel):
                 "model unet2d is exported for diffusers' DDPMPipeline, which takes no labels; use class_conditional: "
                 "false, or model my_unet"
             )
+        if self.model == "unet2d" and self.distill_from:
+            raise ValueError("distill_from is a setting of model my_unet")
+        if self.distill_from and self.init_from:
+            raise ValueError("a student starts from its teacher: leave init_from out, or distill_from")
         if self.model == "unet2d" and self.patch_size > 1:
             raise ValueError("patch_size is a setting of model my_unet; with model unet2d use patch_size: 1")
         if self.model == "my_unet" and "layers_per_block" in self.model_fields_set and self.layers_per_block != 2:
@@ -520,8 +531,10 @@ def known_settings(values: dict[str, Any]) -> tuple[TrainConfig, list[str]]:
     return TrainConfig(**values), [".".join(map(str, path)) for path in unknown]
 
 
-def load_config(argv: list[str]) -> TrainConfig:
+def load_config(argv: list[str], defaults: dict[str, Any] | None = None) -> TrainConfig:
     """Build the config from ``--config FILE.yaml`` and ``--setting value`` pairs, which win over the file.
+
+    defaults: settings for what neither says.
 
     Raises:
         UserError: for a missing or malformed file, an unknown setting or a wrong value.
@@ -547,6 +560,7 @@ def load_config(argv: list[str]) -> TrainConfig:
     from_file = _read_yaml(config_file) if config_file else {}
     from_file = {SAME_AS.get(name, name) if isinstance(name, str) else name: value for name, value in from_file.items()}
     given = {name: _parse(text) for name, text in values.items()}
+    from_file = {**_without_alternatives(defaults or {}, from_file), **from_file}
     return build_config({**_without_alternatives(from_file, given), **given})
 
 

@@ -91,7 +91,7 @@ DEFAULT_SAMPLER = "dpm-sde"
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 2.0
 DEFAULT_GUIDED_SHARE = 0.4
-OWN_SAMPLERS = ("dpm", "dpm-sde")  # that a model can be exported with
+OWN_SAMPLERS = ("dpm", "dpm-sde", "ddim")  # that a model can be exported with
 
 
 def make_scheduler(name: str, scheduler: SchedulerMixin, timesteps: int | None = None) -> SchedulerMixin:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -89,11 +90,13 @@ def own_sampling(pipeline: MyDDPMPipeline) -> Sampling:
     config, scheduler = pipeline.config, pipeline.scheduler.config
     conditional = pipeline.num_classes is not None
     usual = run_sampling(scheduler.num_train_timesteps, conditional)
-    named = {SAMPLERS[name].settings["algorithm_type"]: name for name in OWN_SAMPLERS}
+    named = {SAMPLERS[name].settings["algorithm_type"]: name for name in ("dpm", "dpm-sde")}
     scale, interval = usual.guidance_scale, usual.guidance_interval
     if conditional and config.get("guidance_scale") is not None:
         scale, interval = float(config.guidance_scale), carried_interval(pipeline)
     sampler = named.get(scheduler.get("algorithm_type"), usual.sampler)
+    if isinstance(pipeline.scheduler, DDIMScheduler) and config.get("num_inference_steps"):
+        sampler = "ddim"
     return Sampling(sampler, config.get("num_inference_steps") or usual.steps, scale, interval)
 
 
@@ -124,10 +127,14 @@ def with_sampling(pipeline: MyDDPMPipeline, sampling: Sampling) -> MyDDPMPipelin
     other, scheduler = copy.copy(pipeline), pipeline.scheduler
     if sampling.sampler not in OWN_SAMPLERS:
         raise UserError(f"a model's own sampler is one of {', '.join(OWN_SAMPLERS)}, not {sampling.sampler}.")
-    if not isinstance(scheduler, MyDDPMScheduler):
+    if not isinstance(scheduler, MyDDPMScheduler | DDIMScheduler):
         raise UserError(f"a model with the scheduler {type(scheduler).__name__} cannot have a sampler of its own.")
-    algorithm = SAMPLERS[sampling.sampler].settings["algorithm_type"]
-    other.register_modules(scheduler=MyDDPMScheduler.from_config(scheduler.config, algorithm_type=algorithm))
+    if sampling.sampler == "ddim":
+        scheduler = make_scheduler("ddim", scheduler)
+    else:
+        algorithm = SAMPLERS[sampling.sampler].settings["algorithm_type"]
+        scheduler = MyDDPMScheduler.from_config(scheduler.config, algorithm_type=algorithm)
+    other.register_modules(scheduler=scheduler)
     interval = sampling.guidance_interval
     other.register_to_config(
         num_inference_steps=sampling.steps,

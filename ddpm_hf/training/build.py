@@ -12,6 +12,7 @@ from ddpm_hf.memory import refuse_beyond_memory
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.sampling import run_sampling, with_sampling
 from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.training.distill import student_sampling
 from ddpm_hf.unet import MyUNet
 
 
@@ -128,7 +129,10 @@ def build_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> MyDDPMPi
         output_width=data.output_size[1],
         output_resize=data.output_resize or None,
     )
-    return with_sampling(pipeline, run_sampling(config.num_train_timesteps, pipeline.num_classes is not None))
+    conditional = pipeline.num_classes is not None
+    if config.distill_from:
+        return with_sampling(pipeline, student_sampling(config.distill_steps, config.num_train_timesteps, conditional))
+    return with_sampling(pipeline, run_sampling(config.num_train_timesteps, conditional))
 
 
 def exported_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> diffusers.DiffusionPipeline:

@@ -74,7 +74,7 @@ def _classes(data, used: bool) -> str:
 def facts(trainer) -> Facts:
     """What only the trainer knows of its run."""
     data, state, accelerator, config = trainer.data, trainer.state, trainer.accelerator, trainer.config
-    start = config.init_from
+    start = config.distill_from or config.init_from
     name, names = device_name(accelerator.device), [source.dataset for source in config.sources]
     return Facts(
         images=None if config.streaming else len(data),

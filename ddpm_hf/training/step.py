@@ -12,6 +12,7 @@ from ddpm_hf.data import mixed_seed
 from ddpm_hf.scheduler import MyDDPMScheduler
 from ddpm_hf.training.batches import ImageBatches, StreamBatches
 from ddpm_hf.training.build import rate_factor
+from ddpm_hf.training.distill import Teacher
 from ddpm_hf.training.loss import Draw, diffusion_loss
 from ddpm_hf.training.state import TrainState
 
@@ -25,6 +26,7 @@ class TrainStep:
         model: the network as Accelerate has prepared it.
         batches: this rank's share of the images.
         null_label: the class of images without one; None of a network without classes.
+        teacher: whose trajectories are learned, instead of the images.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class TrainStep:
         scheduler: MyDDPMScheduler,
         batches: ImageBatches | StreamBatches,
         null_label: int | None,
+        teacher: Teacher | None = None,
     ):
         self.config, self.accelerator, self.model, self.state = config, accelerator, model, state
-        self.scheduler, self.batches, self.null_label = scheduler, batches, null_label
+        self.scheduler, self.batches, self.null_label, self.teacher = scheduler, batches, null_label, teacher
 
     def __call__(self, total_steps: int) -> float:
         """Take the step, or count it as skipped where the loss explodes; returns the loss."""
@@ -102,13 +105,16 @@ class TrainStep:
     def loss(self, images: torch.Tensor, labels: torch.Tensor | None, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and the unweighted error of uint8 images (B, C, S, S), two scalars."""
         device, config = self.accelerator.device, self.config
-        pixels = images.to(device, non_blocking=True).float() / 127.5 - 1
+        labels = labels.to(device, non_blocking=True) if config.class_conditional else None
         with self.accelerator.autocast():
+            if self.teacher is not None:
+                labels = labels if labels is None else torch.where(draw.dropped, self.null_label, labels)
+                return self.teacher.loss(self.model, draw.noise, labels)
             return diffusion_loss(
                 self.model,
                 self.scheduler,
-                pixels,
-                labels.to(device, non_blocking=True) if config.class_conditional else None,
+                images.to(device, non_blocking=True).float() / 127.5 - 1,
+                labels,
                 draw,
                 null_label=self.null_label,
                 loss_type=config.loss_type,

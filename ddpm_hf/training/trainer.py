@@ -25,6 +25,7 @@ from ddpm_hf.run import Facts, RunFolder
 from ddpm_hf.stopping import StopRequested, StopSignal
 from ddpm_hf.training.batches import ImageBatches, StreamBatches
 from ddpm_hf.training.build import build_averages, build_pipeline, build_scheduler, build_unet, exported_pipeline
+from ddpm_hf.training.distill import load_teacher
 from ddpm_hf.training.distributed import MainProcess, say, start_processes
 from ddpm_hf.training.facts import commit_of_code, facts, first_line, unused_settings
 from ddpm_hf.training.init_from import init_from
@@ -76,9 +77,10 @@ class Trainer:
 
         torch.manual_seed(mixed_seed(config.seed))
         unet, self.origin = build_unet(config, self.data), None
-        if config.init_from and not checkpoints_of(self.folder):
+        start = config.distill_from or config.init_from
+        if start and not checkpoints_of(self.folder):
             names = self.data.label_names if config.class_conditional else None
-            self.origin = init_from(unet, config.init_from, names, config.prediction_type)
+            self.origin = init_from(unet, start, names, config.prediction_type)
         unet = unet.to(accelerator.device, memory_format=torch.channels_last)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -87,8 +89,10 @@ class Trainer:
         self.state = TrainState(
             unet, optimizer, averages, accelerator.scaler, num_processes=ranks, fingerprint=fingerprint
         )
-        null_label = self.data.num_classes if config.class_conditional else None
-        self.step = TrainStep(config, accelerator, model, self.state, self.scheduler, self.batches, null_label)
+        null_label, teacher = self.data.num_classes if config.class_conditional else None, None
+        if config.distill_from:
+            teacher = load_teacher(config.distill_from, config.distill_steps, unet, self.scheduler, accelerator.device)
+        self.step = TrainStep(config, accelerator, model, self.state, self.scheduler, self.batches, null_label, teacher)
         self.monitors = Monitors(self)
         self._saved_step: int | None = None
         self._pushes: Pushes | None = None
