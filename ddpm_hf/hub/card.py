@@ -81,6 +81,7 @@ def card_values(contents: RunFiles, license: str | None = None, dataset_license:
         if num_classes is not None
         else [],
         "own": _own_sampling(index),
+        "teacher": without_paths(str(settings.get("distill_from") or "")),
         "steps": min(STEPS, timesteps) if isinstance(timesteps, int) else STEPS,
         "default_steps": STEPS,
         "guidance": GUIDANCE,

@@ -19,6 +19,15 @@ from ddpm_hf.sampling import Sampling, own_sampling, with_sampler
 
 TEACHER_SAMPLER = "dpm"  # the best of the deterministic ones at the teacher's number of steps (benchmarks/NOTES.md)
 STUDENT_SAMPLER = "ddim"  # first-order: each step depends on its start alone
+# what has to be the same; how to sample need not
+PROCESS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 
 
 def student_sampling(steps: int, num_train_timesteps: int, conditional: bool) -> Sampling:
@@ -98,7 +107,8 @@ def load_teacher(model: str, steps: int, unet: torch.nn.Module, scheduler, devic
     pipeline = load_pipeline(name, device=device)
     for part, theirs, ours in (("unet", pipeline.unet, unet), ("scheduler", pipeline.scheduler, scheduler)):
         for key, value in ours.config.items():
-            if key in ("dropout", "algorithm_type", "variance_type") or key.startswith("_"):
+            chosen_freely = key == "dropout" if part == "unet" else key not in PROCESS
+            if key.startswith("_") or chosen_freely:
                 continue
             if _plain(theirs.config.get(key, value)) != _plain(value):
                 raise UserError(
