@@ -17,7 +17,7 @@ ANYWHERE = {"reading"}  # may be imported
 ALLOWED = {
     **{name: set() for name in LEAVES},
     "source": {"errors"},
-    "data": {"data", "errors", "files", "hub", "source"},  # of hub the retries alone
+    "data": {"data", "errors", "files", "hub", "memory", "source"},  # of hub the retries alone
     "config": {"errors", "files", "source"},
     "ownership": {"errors", "reading"},
     "figures": {"errors"},
@@ -47,6 +47,7 @@ ALLOWED = {
         "samplers",
         "sampling",
         "scheduler",
+        "stopping",
         "training",
     },
     "report": {"config", "errors", "figures", "files", "run"},
@@ -64,6 +65,7 @@ ALLOWED = {
         "ownership",
         "report",
         "run",
+        "samplers",
         "sampling",
         "stopping",
         "training",

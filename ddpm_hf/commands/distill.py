@@ -61,11 +61,10 @@ def settings_of_student(model: str) -> dict:
     """The settings of a student of ``model``, as far as the teacher decides them."""
     from ddpm_hf.commands.evaluate import run_config
     from ddpm_hf.hub import EMBEDDED_MODEL, load_pipeline
-    from ddpm_hf.unet import MyUNet
 
     pipeline = load_pipeline(None if model == "shipped" else model)
     unet, process = pipeline.unet.config, pipeline.scheduler.config
-    if not isinstance(pipeline.unet, MyUNet):
+    if type(pipeline.unet).__name__ != "MyUNet":
         raise UserError(f"distill {model}: its network is a {type(pipeline.unet).__name__}, expected a MyUNet.")
     values = {name: unet[name] for name in NETWORK} | {name: process[name] for name in PROCESS if name in process}
     values |= {"class_conditional": pipeline.num_classes is not None, "distill_from": model}
