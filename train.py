@@ -6,7 +6,7 @@
 #     "diffusers>=0.35",
 #     "accelerate>=1.10",
 #     "datasets>=4.0",
-#     "huggingface_hub>=1.0",
+#     "huggingface_hub>=1.16",
 #     "safetensors>=0.5",
 #     "pydantic>=2.10",
 #     "numpy>=1.26",

@@ -104,7 +104,6 @@ def test_offload_and_the_types_of_an_accelerator(tmp_path):
 
 def test_the_fine_tuning_of_the_docs_trains_the_shipped_model(tmp_path, monkeypatch):
     """Its snippet, on 8 images."""
-    pytest.importorskip("datasets", exc_type=ImportError)  # which the oldest Hub client is too old for
     page = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
     snippet = page.split("## Fine-tune")[1].split("```python\n")[1].split("```")[0]
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 30

@@ -810,9 +810,12 @@ class Handler(BaseHTTPRequestHandler):
                 }
                 x["authenticated"] = True
             objs.append(x)
+        transfer = "multipart" if hub.multipart_threshold else "basic"
+        if getattr(hub, "storage", "lfs") == "xet" and "xet" in d.get("transfers", ()):
+            transfer = "xet"  # older clients ask which of the two it is
         self.send(
             200,
-            {"transfer": "multipart" if hub.multipart_threshold else "basic", "objects": objs},
+            {"transfer": transfer, "objects": objs},
             "application/vnd.git-lfs+json",
         )
 
