@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
         print("give the folder of a clone of diffusers.", file=sys.stderr)
         return 2
     # before ours, whose tests are no package
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(checkout), str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    path = filter(None, (str(checkout), str(ROOT), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     return subprocess.run([*command, str(ROOT / "scripts" / "common_tests.py"), *argv[1:]], env=environment).returncode
 

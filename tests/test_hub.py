@@ -284,7 +284,6 @@ def test_push_fills_in_the_card_and_keeps_the_users_own(hub, exported, tmp_path)
     folder = shutil.copytree(exported, tmp_path / "model")
     push(folder, "alice/shapes")
     card = ModelCard.load("alice/shapes")
-    card.validate()
     assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
     text = " ".join(card.text.split())
     for expected in (
