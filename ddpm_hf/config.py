@@ -22,7 +22,7 @@ TRACKERS = ("trackio", "tensorboard", "wandb")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # what pydantic says of a setting's name
 SOURCE_SETTINGS = tuple(Source.__dataclass_fields__)
 DATA_SETTINGS = (
-    *("sample_size", "image_mode", "resize", "pixel_range", "background"),
+    *("sample_size", "image_mode", "resize", "random_crop", "pixel_range", "background"),
     *("on_bad_image", "max_images", "max_memory_gb"),
     *("validation_split", "validation_images", "seed"),
 )
@@ -128,6 +128,11 @@ class TrainConfig(BaseModel):
         description="pad: zeros around, cropped back on output; crop: shorter side scaled to sample_size, centre "
         "kept; area: the whole image averaged to a square, scaled back on output; auto: pad where all images have "
         "one size that fits, else crop",
+    )
+    random_crop: bool = Field(
+        False,
+        description="with resize crop: a square anywhere along the longer side, another one in every epoch; validation "
+        "and scores use the centre",
     )
     pixel_range: Literal["auto", "full"] | tuple[float, float] = Field(
         "auto",
@@ -314,6 +319,8 @@ class TrainConfig(BaseModel):
             given.add("caption_column")
             if wrong := sorted(name for name in given if getattr(self, name) is not None):
                 raise ValueError(f"{wrong[0]} belongs into the entries of datasets")
+        if self.random_crop and self.resize != "crop":
+            raise ValueError(f"random_crop needs resize: crop, got {self.resize}")
         if self.streaming and self.score_features and self.validation_split is None:
             raise ValueError("score_features needs images to compare with: give a streamed run a validation_split")
         if self.streaming and self.max_train_steps is None:

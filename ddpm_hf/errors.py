@@ -51,6 +51,11 @@ def nearest(name: str, known) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}."
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 picture', '1,200 pictures'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(error: Exception) -> str:
     """The first line of an error that says something: the Hub client starts with a request's number."""
     lines = [line.strip() for line in str(error).splitlines()]

@@ -9,10 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from ddpm_hf.errors import UserError
 
-FILE_SUFFIXES = (
-    *("-ubyte.gz", "-ubyte", ".idx.gz", ".parquet", ".arrow", ".npz", ".npy"),
-    *(".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz"),
-)
+# how the names of files end that hold many pictures; ddpm_hf.data.sources opens each kind
+FILE_KINDS = {
+    "table": (".parquet", ".arrow"),
+    "arrays": (".npz", ".npy"),
+    "archive": (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".tgz"),
+    "idx": ("-ubyte.gz", "-ubyte", ".idx.gz"),
+}
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -72,7 +75,7 @@ class Source:
         if self.name or not path.exists():
             return self.name or path.name
         name = path.resolve().name
-        for suffix in FILE_SUFFIXES:
+        for suffix in itertools.chain(*FILE_KINDS.values()):
             name = name.removesuffix(suffix)
         return name
 

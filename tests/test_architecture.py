@@ -67,6 +67,7 @@ ALLOWED = {
         "run",
         "samplers",
         "sampling",
+        "source",
         "stopping",
         "training",
         *UPLOADED,

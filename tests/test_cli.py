@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddpm_hf.__main__ import main
 from ddpm_hf.hub import export_pipeline, load_pipeline
+from ddpm_hf.samplers import SAMPLERS
 
 NAMES = {"0": "shirt", "1": "shoe", "2": "bag"}
 
@@ -85,9 +86,16 @@ def test_labels_by_name_and_number(model, tmp_path):
     assert np.load(tmp_path / "x.npz")["labels"].tolist() == [2, 0, 2, 0, 2]
 
 
-@pytest.mark.parametrize("scheduler", ["dpm", "dpm-sde", "unipc", "ddim", "euler", "heun", "ddpm", "ddpm-small"])
+@pytest.mark.parametrize("scheduler", SAMPLERS)
 def test_every_scheduler(model, tmp_path, scheduler):
     assert sample(model, tmp_path / "x.png", "--scheduler", scheduler, "--guidance-scale", "2") == 0
+
+
+def test_every_scheduler_is_in_the_texts(root):
+    """Which are written by hand: the help, because it comes before diffusers is imported."""
+    names = list(SAMPLERS)
+    assert f'help=f"{", ".join(names)} (' in (root / "ddpm_hf" / "commands" / "options.py").read_text()
+    assert f"sampler: {', '.join(names[:-1])} or {names[-1]}." in (root / "ddpm_hf" / "ui" / "api.py").read_text()
 
 
 def test_export_halves_the_weights(model, tmp_path):

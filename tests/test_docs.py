@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from ddpm_hf.config import TrainConfig
-from ddpm_hf.evaluation.report_schema import read_report
+from ddpm_hf.evaluation.report_schema import TITLES, read_report
 from ddpm_hf.source import Source
 from scripts.settings_table import END, START, fields_of, groups, with_tables
 from scripts.ship_model import MODEL, with_scores
@@ -146,3 +146,8 @@ def test_modules_are_there(name):
     assert spec is not None
     if spec.submodule_search_locations is not None:  # a package needs a __main__ to be run
         assert importlib.util.find_spec(f"{name}.__main__") is not None
+
+
+def test_every_score_is_in_the_docs(root):
+    told = (root / "docs" / "evaluation.md").read_text().lower()
+    assert not [title.metric for title in TITLES.values() if title.metric.lower() not in told]

@@ -298,7 +298,7 @@ def _real(arguments, config, size: int, channels: int) -> Real:
         if arguments.dataset is not None:
             sources = [replace(sources[0], dataset=arguments.dataset)]
     if arguments.resize:
-        settings["resize"] = arguments.resize
+        settings |= {"resize": arguments.resize, "random_crop": False}
     if arguments.on_bad_image:
         settings["on_bad_image"] = arguments.on_bad_image
     halves = arguments.reference_split in {source.split for source in sources}

@@ -55,6 +55,8 @@ def run(arguments):
         on_bad_image=arguments.on_bad_image,
         validation_images=10_000,
     )
+    if train.left_out:
+        echo(f"left out: {', '.join(train.left_out)}.")
     for note in train.notes:
         echo(f"note: {note}.")
     if train.labels is None or train.num_classes < 2:

@@ -8,14 +8,16 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ddpm_hf.data.folders import Files, Pictures
-from ddpm_hf.errors import UserError, one_line
+from ddpm_hf.data.folders import Files, Pictures, Told
+from ddpm_hf.errors import UserError, counted, one_line
 from ddpm_hf.reading import parse_json
+from ddpm_hf.source import split_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 CAPTION_SUFFIXES = (".txt", ".caption")
 MOST_TABLES = 50
 LARGEST_TABLE = 2**30
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set", "data_set", "dataset")
 NAME_COLUMN = re.compile(r"file|image|img|path|photo|picture|name|^id$|_id$", re.IGNORECASE)
 
 
@@ -26,7 +28,7 @@ class Annotations(NamedTuple):
     used: set[PurePosixPath]
 
 
-def annotate(files: Files, pictures: Pictures, notes: list[str]) -> tuple[Pictures, Annotations]:
+def annotate(files: Files, pictures: Pictures, told: Told) -> tuple[Pictures, Annotations]:
     """The pictures of a split that are to be used, and what is said of them.
 
     The table, a .csv, .tsv or .jsonl with a column of file names, is the one that names most of the pictures, if it
@@ -47,17 +49,34 @@ def annotate(files: Files, pictures: Pictures, notes: list[str]) -> tuple[Pictur
     if best is not None:
         chosen = [i for i, path in enumerate(pictures.paths) if path in named]
         if missing := len(pictures.paths) - len(chosen):
-            notes.append(f"{missing:,} pictures that {best} does not name are left out")
+            told.left_out.append(f"{counted(missing, 'picture')} that {best} does not name")
         classes = pictures.classes and [pictures.classes[i] for i in chosen]
         pictures, used = Pictures([pictures.paths[i] for i in chosen], classes), {best}
         rows = [named[path] for path in pictures.paths]
         columns = {name: _typed([row.get(name) for row in rows]) for name in dict.fromkeys(k for r in rows for k in r)}
     texts, read = _texts(files, pictures.paths)
     if texts is not None and not any(isinstance(text, str) for text in texts):
-        notes.append("the .txt files beside the pictures hold numbers, not captions, and are not read")
+        told.notes.append("the .txt files beside the pictures hold numbers, not captions, and are not read")
     elif texts is not None and "text" not in columns:
         columns["text"], used = texts, used | read
     return pictures, Annotations(columns, used)
+
+
+def by_split(pictures: Pictures, columns: dict[str, list]) -> dict[str, tuple[Pictures, dict[str, list]]]:
+    """The pictures and columns of each split: those of a column whose every value is a word for one, or train."""
+    for name, values in columns.items():
+        splits = [split_of(str(value)) for value in values]
+        if name.lower() in SPLIT_COLUMNS and "train" in splits and None not in splits:
+            break
+    else:
+        return {"train": (pictures, columns)}
+    parts = {}
+    for split in [known for known in ("train", "test", "validation") if known in splits]:
+        rows = [i for i, found in enumerate(splits) if found == split]
+        classes = pictures.classes and [pictures.classes[i] for i in rows]
+        chosen = {other: [values[i] for i in rows] for other, values in columns.items() if other != name}
+        parts[split] = Pictures([pictures.paths[i] for i in rows], classes), chosen
+    return parts
 
 
 def _rows(path: Path) -> list[dict]:

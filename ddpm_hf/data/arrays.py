@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ddpm_hf.data.strips import Strips
+
 FINGERPRINT_IMAGES = 4096
 
 
@@ -15,7 +17,8 @@ FINGERPRINT_IMAGES = 4096
 class ImageData:
     """Images of one size, and their classes.
 
-    images: uint8 (N, C, S, S), 0..255, S being the network's sample size; may be memory-mapped.
+    images: uint8 (N, C, S, S), 0..255, S being the network's sample size; may be memory-mapped. With random crops
+        ``Strips``, which are the centres of whole pictures.
     labels: int64 (N,) in [0, num_classes), or None.
     label_names: class names in the order of the labels, or None.
     output_size: (height, width) in pixels that generated images are to have; (S, S) where the sets have several.
@@ -26,11 +29,11 @@ class ImageData:
     skipped: a line for every image that could not be used.
     known_classes: classes that the sets have, images of which need not be among these.
     captions: a text for each image, "" where it has none, or None.
-    notes: lines on what is left out, and on what was read in a way that may surprise.
+    left_out: what is not used, with its number and the reason. notes: lines on what may surprise.
     splits: of each set, the split that they are of; "held out of train" where they were taken from that.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Strips
     labels: np.ndarray | None
     label_names: list[str] | None
     output_size: tuple[int, int]
@@ -42,6 +45,7 @@ class ImageData:
     known_classes: int = 0
     splits: tuple[str, ...] = ()
     captions: list[str] | None = None
+    left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -74,9 +78,13 @@ class ImageData:
         """``fingerprint`` without labels: of a version that found none in these data."""
         return replace(self, labels=None, label_names=None).fingerprint
 
-    def take(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images uint8 (B, C, S, S), 0..255, and their labels int64 (B,) or None."""
-        images = torch.from_numpy(self.images[indices])
+    def take(self, indices: np.ndarray, places: np.ndarray | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images uint8 (B, C, S, S), 0..255, and their labels int64 (B,) or None.
+
+        Args:
+            places: (B,) in [0, 1), where to crop whole pictures along their longer side; None is their centre.
+        """
+        images = torch.from_numpy(self.images[indices] if places is None else self.images.crops(indices, places))
         return images, None if self.labels is None else torch.from_numpy(self.labels[indices])
 
     def shown(self, indices: np.ndarray) -> torch.Tensor:

@@ -17,10 +17,8 @@ import numpy as np
 from ddpm_hf.data.store import cache_root, refuse_full_disk
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.reading import open_regular
-from ddpm_hf.source import SPLIT_WORDS
+from ddpm_hf.source import FILE_KINDS, SPLIT_WORDS
 
-ARRAY_SUFFIXES = (".npz", ".npy")
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGE_KEYS = ("images", "image", "x", "data", "imgs", "img", "pictures", "arr_0")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target", "arr_1")
 NAME_KEYS = ("label_names", "class_names", "names")
@@ -225,7 +223,7 @@ def extracted(paths: list[Path]) -> Path:
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{folder.name}-") as parent:
             made = Path(parent) / folder.name
             for path in paths:
-                name = path.name[: -len(next(s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)))]
+                name = path.name[: -len(next(s for s in FILE_KINDS["archive"] if path.name.lower().endswith(s)))]
                 _extract(path, made / (re.sub(r"[\W_]*\d+$", "", name) or "pictures"))
             made.rename(folder)
     return folder

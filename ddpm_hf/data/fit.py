@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -25,7 +25,9 @@ from ddpm_hf.data.images import (
     pad,
     padding,
     to_mode,
+    whole,
 )
+from ddpm_hf.data.strips import as_lines
 from ddpm_hf.data.tables import ArrayTable, Encoded, Table
 from ddpm_hf.errors import UserError
 
@@ -44,6 +46,7 @@ class Settings:
     sample_size: int = 32
     image_mode: str = "auto"
     resize: str = "auto"
+    random_crop: bool = False
     pixel_range: str | tuple[float, float] = "auto"
     background: str = "white"
     on_bad_image: str = "error"
@@ -59,15 +62,16 @@ class Settings:
 class Rule:
     """What the settings come to for the images at hand, whose headers were read first.
 
-    way: "pad", "crop" or "area". shape: (height, width) that all images have, where they are padded or averaged; None
-    where they have several, or are cropped. levels: the values of images of more than 8 bits that become black and
-    white.
+    way: "pad", "crop" or "area"; "whole": as for crop, but nothing is cut off. shape: (height, width) that all images
+    have, where they are padded or averaged; None where they have several, or are cropped. levels: the values of images
+    of more than 8 bits that become black and white. num_lines: of whole images, the sum of the longer sides.
     """
 
     channels: int
     way: str
     shape: tuple[int, int] | None = None
     levels: tuple[float, float] = FULL
+    num_lines: int = 0
 
     @property
     def output_resize(self) -> bool:
@@ -88,18 +92,25 @@ def rule_for(parts: list[tuple[Table, np.ndarray]], settings: Settings) -> Rule:
     Raises:
         UserError: for images that cannot be padded as asked for.
     """
-    deep = []  # of each part the rows of more than 8 bits
+    deep, num_lines = [], 0  # deep: of each part the rows of more than 8 bits
 
     def seen(progress: tqdm):
+        nonlocal num_lines
         for table, rows in parts:
             deep.append((table, []))
+            sides = []
             for found in _headers(table, rows, progress):
+                height, width = found.header.shape
+                sides.append(round(max(height, width) * settings.sample_size / min(height, width)))
                 if found.header.mode in DEEP_MODES:
                     deep[-1][1].append(found.row)
                 yield table.where, found
+            num_lines += round(len(rows) * sum(sides) / max(1, len(sides)))  # an array shows the header of one
 
     with progress_bar(sum(len(rows) for _, rows in parts), "reading headers") as progress:
         rule = rule_of(seen(progress), settings)
+    if settings.random_crop and rule.way == "crop":
+        rule = replace(rule, way="whole", num_lines=num_lines)
     if settings.pixel_range != "auto":
         return rule
     images = (image for table, rows in deep if rows for image in _images_of(table, rows))
@@ -194,8 +205,8 @@ def refuse_other_shape(row: int, where: str, shape: tuple[int, int], common: tup
 
 def fit_rows(
     table: Table, rows: np.ndarray, settings: Settings, rule: Rule, skipped: list[tuple[int, str]], progress: tqdm
-) -> Iterator[np.ndarray]:
-    """The images of ``rows``, ascending, in pieces uint8 (B, C, S, S); adds the (row, line) of bad ones to ``skipped``.
+) -> Iterator["Piece"]:
+    """The images of ``rows``, ascending, in pieces; adds the (row, line) of bad ones to ``skipped``.
 
     Raises:
         UserError: for an image that cannot be used, unless such are skipped, or of another size than asked for.
@@ -205,13 +216,13 @@ def fit_rows(
         yield from _fit_array(table, rows, fitter, progress)
         return
     with ThreadPoolExecutor(num_threads()) as pool:  # Pillow lets go of the interpreter while it decodes
-        for count, images, bad in _in_order(pool, fitter.fit_chunk, chunks(table.encoded(rows))):
+        for count, piece, bad in _in_order(pool, fitter.fit_chunk, chunks(table.encoded(rows))):
             skipped += bad
             progress.update(count)
-            yield images
+            yield piece
 
 
-def _fit_array(table: ArrayTable, rows: np.ndarray, fitter: "Fitter", progress: tqdm) -> Iterator[np.ndarray]:
+def _fit_array(table: ArrayTable, rows: np.ndarray, fitter: "Fitter", progress: tqdm) -> Iterator["Piece"]:
     shape, size = tuple(table.images.shape[1:3]), fitter.size
     if min(shape) < 2:
         raise UserError(f"images of {table.where} are {shape[0]}x{shape[1]} pixels; it needs at least 2x2.")
@@ -223,10 +234,11 @@ def _fit_array(table: ArrayTable, rows: np.ndarray, fitter: "Fitter", progress: 
         if plain and fitter.rule.way == "pad" and shape == fitter.rule.shape:
             images = np.zeros((len(chosen), fitter.rule.channels, size, size), np.uint8)
             images[(slice(None), slice(None), *padding(*shape, size))] = table.images[chosen][:, None]
+            piece = Piece(images, [])
         else:
-            images = np.stack([fitter.fit(int(row), _array_image(table, row)) for row in chosen])
+            piece = fitter.joined([fitter.fit(int(row), _array_image(table, row)) for row in chosen])
         progress.update(len(chosen))
-        yield images
+        yield piece
 
 
 def num_threads() -> int:
@@ -262,30 +274,47 @@ def _in_order(pool: ThreadPoolExecutor, work, items: Iterable) -> Iterator:
             future.cancel()
 
 
-class Fitter:
-    """Fits single images of one source by a rule."""
+class Piece(NamedTuple):
+    """Fitted images uint8 (B, C, S, S), or of whole ones the lines and lengths of ``Strips``."""
 
-    def __init__(self, where: str, settings: Settings, rule: Rule):
-        self.where, self.settings, self.rule = where, settings, rule
+    images: np.ndarray
+    lengths: list[int]
+
+
+class Fitter:
+    """Fits single images of one source by a rule.
+
+    Args:
+        place: where the image of a row is cropped, 0 to 1 along its longer side; None is the centre of all.
+    """
+
+    def __init__(self, where: str, settings: Settings, rule: Rule, place: Callable[[int], float] | None = None):
+        self.where, self.settings, self.rule, self.place = where, settings, rule, place
         self.size, self.mode = settings.sample_size, "L" if rule.channels == 1 else "RGB"
 
     def fit_chunk(self, items: list[tuple[int, Encoded]]):
-        """How many rows, their images uint8 (B, C, S, S), and the bad ones' (row, line)."""
-        images = np.empty((len(items), self.rule.channels, self.size, self.size), np.uint8)
-        skipped, filled = [], 0
+        """How many rows, the piece of their images, and the bad ones' (row, line)."""
+        images, skipped = [], []
         for row, encoded in items:
             try:
-                images[filled] = self.fit(row, decode(*encoded))
-                filled += 1
+                images.append(self.fit(row, decode(*encoded)))
             except BadImage as error:
                 line = f"row {row} of {self.where}{file_name(encoded.path, self.where)} {error}."
                 if self.settings.on_bad_image == "error":
                     raise UserError(f"{line[:-1]}; on_bad_image: skip leaves such images out.") from None
                 skipped.append((row, line))
-        return len(items), images[:filled], skipped
+        return len(items), self.joined(images), skipped
+
+    def joined(self, images: list[np.ndarray]) -> Piece:
+        """Images that ``fit`` gave, in one array."""
+        if self.rule.way == "whole":
+            return Piece(*as_lines(images, self.rule.channels, self.size))
+        return Piece(np.array(images, np.uint8).reshape(-1, self.rule.channels, self.size, self.size), [])
 
     def fit(self, row: int, image: Image.Image) -> np.ndarray:
         """One image as uint8 (C, S, S); of another shape than the rule's, one to be padded is scaled and cropped.
+
+        A whole one is (C, H, W), its shorter side S.
 
         Raises:
             BadImage, UserError: as ``decode`` and ``fit_rows`` do.
@@ -298,8 +327,10 @@ class Fitter:
             stretch=not isinstance(self.settings.pixel_range, str),
             background=self.settings.background,
         )
+        if rule.way == "crop":
+            return crop(image, self.size, 0.5 if self.place is None else self.place(row))
         if rule.way != "pad":
-            return (area if rule.way == "area" else crop)(image, self.size)
+            return (area if rule.way == "area" else whole)(image, self.size)
         if rule.shape is not None and shape != rule.shape:
             if self.settings.resize == "pad":
                 refuse_other_shape(row, self.where, shape, rule.shape)

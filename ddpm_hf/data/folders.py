@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ddpm_hf.data.images import HEIF_SUFFIXES, header, image_suffixes
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, counted
 from ddpm_hf.source import matching_split, split_of
 
 JUNK_FOLDERS = ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -21,6 +21,17 @@ def validation_names(names, trained) -> list[str]:
     """Those of ``names`` that a run may validate on, which trains on the splits ``trained``: validation before test."""
     used = {matching_split(name, names) for name in trained}
     return [n for split in ("validation", "test") for n in names if split_of(n) == split and n not in used]
+
+
+@dataclass
+class Told:
+    """What a run says of how a set was read.
+
+    left_out: what is not used, with its number and the reason. notes: lines on what may surprise.
+    """
+
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -55,7 +66,7 @@ def find_files(root: Path) -> Files:
         elif suffix in suffixes or (not suffix and header(None, str(root / path))):
             found.pictures.append(path)
         elif suffix in HEIF_SUFFIXES:
-            found.unread[f"{suffix} (they need pip install pillow-heif)"] += 1
+            found.unread[f"{suffix} (pip install pillow-heif reads them)"] += 1
         else:
             found.others.append(path)
     found.pictures.sort(key=str)
@@ -92,8 +103,8 @@ class Pictures:
     classes: list[str] | None = None
 
 
-def arrange(paths: list[PurePosixPath], where: str, notes: list[str]) -> dict[str, Pictures]:
-    """``paths`` by split; what is left out or could be misread is added to ``notes``.
+def arrange(paths: list[PurePosixPath], where: str, told: Told) -> dict[str, Pictures]:
+    """``paths`` by split; what is left out or could be misread is added to ``told``.
 
     Folders called like splits are splits where all folders beside them are. The first level below a split is the
     class, and deeper folders belong to it; a single folder around everything is passed through.
@@ -115,18 +126,22 @@ def arrange(paths: list[PurePosixPath], where: str, notes: list[str]) -> dict[st
     found = {}
     if by_name and len(known) == len(splits):
         if loose:
-            notes.append(f"{len(loose):,} pictures beside the folders of splits are left out")
+            told.left_out.append(f"{counted(len(loose), 'picture')} beside the folders of splits")
         for name, chosen in by_name.items():
             found.setdefault(splits[name], []).extend(chosen)
-        return {split: _classes(chosen, depth + 1, split, notes) for split, chosen in _ordered(found)}
+        splits = {split: _classes(chosen, depth + 1, split, told) for split, chosen in _ordered(found)}
+        names = set(splits["train"].classes or ()) if "train" in splits else set()
+        for pictures in splits.values():  # one folder is no class, but where it is one that is trained with
+            folders = [path.parts[depth + 1] for path in pictures.paths]
+            if pictures.classes is None and set(folders) <= names:
+                pictures.classes = folders
+        return splits
     if by_name and not loose and all(inner) and "train" in inner:  # class/split/picture
         for path, split in zip(paths, inner):
             found.setdefault(split, []).append(path)
         names = {split: [path.parts[depth] for path in chosen] for split, chosen in found.items()}
         return {s: Pictures(chosen, names[s] if len(by_name) > 1 else None) for s, chosen in _ordered(found)}
-    if known:
-        notes.append(f"folder {_some(known)} is a class here: the folders beside it are no splits")
-    return {"train": _classes(paths, depth, "train", notes)}
+    return {"train": _classes(paths, depth, "train", told)}
 
 
 def _ordered(splits: dict) -> list[tuple]:
@@ -150,17 +165,17 @@ def _by_folder(paths: list[PurePosixPath], depth: int) -> tuple[dict[str, list],
     return folders, loose
 
 
-def _classes(paths: list[PurePosixPath], depth: int, split: str, notes: list[str]) -> Pictures:
+def _classes(paths: list[PurePosixPath], depth: int, split: str, told: Told) -> Pictures:
     """The pictures of a split, whose own folders are the first ``depth``."""
     depth = _common([path.parts for path in paths], depth)
     by_name, loose = _by_folder(paths, depth)
     if len(by_name) < 2:
         return Pictures(paths)
     if len(loose) > len(paths) - len(loose):
-        notes.append(f"no classes: most pictures of {split} lie beside the folders {_some(sorted(by_name))}")
+        told.notes.append(f"no classes: most pictures of {split} lie beside the folders {_some(sorted(by_name))}")
         return Pictures(paths)
     if loose:
-        notes.append(f"{len(loose):,} pictures of {split} beside the folders of classes are left out")
+        told.left_out.append(f"{counted(len(loose), 'picture')} of {split} beside the folders of classes")
     kept = [path for path in paths if len(path.parts) > depth + 1]
     return Pictures(kept, [path.parts[depth] for path in kept])
 
@@ -173,4 +188,5 @@ def left_out(files: Files, used: set[PurePosixPath]) -> list[str]:
     """What is left out of a folder, counted by suffix; the files in ``used`` are not."""
     counts = Counter(path.suffix.lower() or "without suffix" for path in files.others if path not in used)
     parts = [f"{count:,} {name}" for name, count in itertools.chain(files.unread.items(), counts.most_common())]
-    return [f"left out: {_some(parts)}"] if parts else []
+    more = [f"{len(parts) - MOST_NAMED:,} more kinds of files"] if len(parts) > MOST_NAMED else []
+    return parts[:MOST_NAMED] + more

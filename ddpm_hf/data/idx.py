@@ -12,16 +12,16 @@ import numpy as np
 from ddpm_hf.errors import UserError
 from ddpm_hf.memory import refuse_beyond_memory
 from ddpm_hf.reading import open_regular
+from ddpm_hf.source import FILE_KINDS
 
 UNSIGNED_BYTES = 8
-IDX_SUFFIXES = ("-ubyte.gz", "-ubyte", ".idx.gz")
 Files = tuple[Path, Path | None]  # of images, and of labels where there are any
 
 
 def idx_splits(path: Path) -> dict[str, Files] | None:
     """The files of each split of a folder in the MNIST layout, or of one named image file; None for anything else."""
     if path.is_file():
-        return {"train": (path, _labels_beside(path))} if path.name.endswith(IDX_SUFFIXES) else None
+        return {"train": (path, _labels_beside(path))} if path.name.endswith(FILE_KINDS["idx"]) else None
     prefixes = {file.name.split("-images")[0]: file for file in sorted(path.glob("*-images*ubyte*"))}
     names = {"t10k": "test"}
     return {names.get(prefix, prefix): (file, _labels_beside(file)) for prefix, file in prefixes.items()} or None

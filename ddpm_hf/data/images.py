@@ -51,13 +51,21 @@ def decode(image_bytes: bytes | None, path: str | None) -> Image.Image:
     try:
         image = _used(image_bytes, path, _upright)
     except UnidentifiedImageError:
-        raise BadImage("is not a readable image: no image format known here") from None
+        heic = _is_heic(image_bytes, path)
+        known = "it is HEIC, which pip install pillow-heif reads" if heic else "no image format known here"
+        raise BadImage(f"is not a readable image: {known}") from None
     except Exception as error:  # OSError, SyntaxError, struct.error, DecompressionBombError, ...
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise BadImage(f"is not a readable image: {reason}") from None
     if min(image.size) < 2:
         raise BadImage(f"is {image.height}x{image.width} pixels; it needs at least 2x2")
     return image
+
+
+def _is_heic(image_bytes: bytes | None, path: str | None) -> bool:
+    """Whether a file begins as HEIC, whatever it is called: telephones name such files .jpg, too."""
+    with open_regular(path) if image_bytes is None else io.BytesIO(image_bytes) as file:
+        return file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypheif", b"ftyphevc", b"ftypmif1")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -69,6 +77,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _used(image_bytes: bytes | None, path: str | None, use: Callable[[Image.Image], Any]):
     """What ``use`` makes of the image of a file; if need be, of a PNG or JPEG without all that is not its pixels."""
+    image_suffixes()  # with pillow-heif, HEIC is known from then on
     with open_regular(path) if image_bytes is None else io.BytesIO(image_bytes) as file:
         try:
             return use(Image.open(file))
@@ -215,9 +224,16 @@ def pad(image: Image.Image, size: int) -> np.ndarray:
     return padded
 
 
-def crop(image: Image.Image, size: int) -> np.ndarray:
-    """Shorter side to ``size`` with an antialiasing filter, then the centre."""
-    return _pixels(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+def crop(image: Image.Image, size: int, place: float = 0.5) -> np.ndarray:
+    """Shorter side to ``size`` with an antialiasing filter, then a square at ``place``, 0 to 1 along the longer."""
+    return _pixels(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=(place, place)))
+
+
+def whole(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to ``size`` with an antialiasing filter, and the longer one with it: uint8 (C, H, W)."""
+    height, width = (size * side for side in (image.height, image.width))
+    shorter = min(image.size)
+    return _pixels(image.resize((round(width / shorter), round(height / shorter)), Image.Resampling.LANCZOS))
 
 
 def area(image: Image.Image, size: int) -> np.ndarray:

@@ -16,13 +16,14 @@ from ddpm_hf.data.images import FULL
 from ddpm_hf.data.order import largest_remainders
 from ddpm_hf.data.sources import Splits
 from ddpm_hf.data.store import find_images, store_images
+from ddpm_hf.data.strips import Strips
 from ddpm_hf.data.tables import Table
 from ddpm_hf.errors import UserError
 from ddpm_hf.source import Source
 
 HELD_OUT = 0.05  # of the images, where a set has no split to validate on
 FEWEST_TO_HOLD_OUT = 20
-FITTING = ("sample_size", "image_mode", "resize", "pixel_range", "background", "on_bad_image")
+FITTING = ("sample_size", "image_mode", "resize", "random_crop", "pixel_range", "background", "on_bad_image")
 ALIKE = 2  # of 256: pictures that differ by no more look the same
 COMPARED_IMAGES = 64
 MOST_NAMED = 6  # classes that a line names
@@ -53,14 +54,20 @@ def open_data(sources: Sequence[Source], **settings) -> tuple[ImageData, ImageDa
     tables = [opened.open(opened.source.split) for opened in splits]
     titles = distinct_titles([source.title for source in sources])
     classes = Classes(tables, titles)
-    notes = [f"{line} of {title}" if len(sources) > 1 else line for s, title in zip(splits, titles) for line in s.notes]
-    parts = []
-    for table in tables:
+    parts, left_out, notes = [], [], []
+    for opened, table, title in zip(splits, tables, titles):
         rows, lines = table.usable_rows(settings.on_bad_image == "skip")
         parts.append(Part(table, _first_rows(table, rows, settings.max_images)))
-        notes += lines + [table.note] * bool(table.note)
+        beyond = len(rows) - len(parts[-1].rows)
+        lines = [*opened.told.left_out, *lines, *([f"{beyond:,} beyond max_images"] if beyond else [])]
+        of = f" of {title}" if len(sources) > 1 else ""
+        left_out += [line + of for line in lines]
+        notes += [line + of for line in opened.told.notes] + [table.note] * bool(table.note)
     shares = _shares(sources, parts)
     validation = _validation_parts(splits, parts, settings, shares)
+    for opened in splits:
+        alike = [number for number, other in enumerate(sources) if other.reads_like(opened.source)]
+        left_out += opened.unused({part.table.split for n in alike for part in (parts[n], validation[n])})
     held = [Part(p.table, v.rows if v.table is p.table else v.rows[:0]) for p, v in zip(parts, validation)]
     kept = [Part(p.table, np.setdiff1d(p.rows, h.rows, assume_unique=True)) for p, h in zip(parts, held)]
 
@@ -101,16 +108,16 @@ def open_data(sources: Sequence[Source], **settings) -> tuple[ImageData, ImageDa
         counts = np.bincount(train.labels, minlength=train.num_classes)
         shown = train.label_names or range(train.num_classes)
         if unused := [str(name) for name, found in zip(shown, counts) if not found]:
-            notes.append(f"{len(unused):,} classes have no images: {', '.join(unused[:MOST_NAMED])}")
-    train = replace(train, notes=tuple(notes))
+            notes.append(f"classes without images ({len(unused):,}): {', '.join(unused[:MOST_NAMED])}")
+    train = replace(train, left_out=tuple(dict.fromkeys(left_out)), notes=tuple(notes))
     pieces, used, names, skipped, held_images = [], {}, [], [], images[count:]
     for number, (part, own) in enumerate(zip(validation, held)):
         if part.table is own.table:
             part, name = own, f"held out of {own.table.split}"
-            piece, held_images = np.split(held_images, [len(own.rows)])
+            piece, held_images = held_images[: len(own.rows)], held_images[len(own.rows) :]
         else:
             name = part.table.split
-            piece, (part,), bad = _fit_in_memory([part], settings, rule)
+            piece, (part,), bad = _fit_in_memory([part], settings, _of_centres(rule))
             skipped += bad
         if len(part.rows):
             pieces.append(piece)
@@ -206,7 +213,10 @@ def _spread(table: Table, rows: np.ndarray, most: int) -> np.ndarray:
 # ---- fitting
 
 
-def _fit_all(parts: list[Part], settings: Settings) -> tuple[np.ndarray, Rule, list[Part], list[str]]:
+Images = np.ndarray | Strips
+
+
+def _fit_all(parts: list[Part], settings: Settings) -> tuple[Images, Rule, list[Part], list[str]]:
     """The images uint8 (N, C, S, S) of all parts, one after the other, in memory or, where they are too large, mapped.
 
     Returns them with the rule they were fitted by, the rows of each part that could be used, and a line for each that
@@ -220,46 +230,65 @@ def _fit_all(parts: list[Part], settings: Settings) -> tuple[np.ndarray, Rule, l
     found = find_images(key) if settings.cache else None
     if found is None:
         rule = rule_for(parts, settings)
-        shape = (sum(len(part.rows) for part in parts), rule.channels, settings.sample_size, settings.sample_size)
+        shape = _shape(parts, settings, rule)
         if np.prod(shape) <= settings.max_memory_gb * 2**30:
             images, used, skipped = _fit_in_memory(parts, settings, rule)
             return images, rule, used, skipped
 
         def make(write: Callable) -> dict:
-            return {"rule": asdict(rule), "skipped": _fit_parts(parts, settings, rule, write)}
+            skipped, lengths = _fit_parts(parts, settings, rule, write)
+            return {"rule": asdict(rule), "skipped": skipped, "lengths": lengths}
 
         found = store_images(key, settings.cache, shape, make)
     images, kept = found
     rule = kept["rule"]
     rule = Rule(**{**rule, "shape": rule["shape"] and tuple(rule["shape"]), "levels": tuple(rule["levels"])})
-    return images, rule, *_used(parts, kept["skipped"])
+    return _images(images, rule, kept["lengths"]), rule, *_used(parts, kept["skipped"])
 
 
-def _fit_in_memory(parts: list[Part], settings: Settings, rule: Rule) -> tuple[np.ndarray, list[Part], list[str]]:
-    size, filled = settings.sample_size, 0
-    images = np.empty((sum(len(part.rows) for part in parts), rule.channels, size, size), np.uint8)
+def _fit_in_memory(parts: list[Part], settings: Settings, rule: Rule) -> tuple[Images, list[Part], list[str]]:
+    images, filled = np.empty(_shape(parts, settings, rule), np.uint8), 0
 
     def write(piece: np.ndarray):
-        nonlocal filled
+        nonlocal images, filled
+        if filled + len(piece) > len(images):  # of whole images, one whose header could not be read
+            images = np.concatenate([images[:filled], piece])
         images[filled : filled + len(piece)] = piece
         filled += len(piece)
 
-    skipped = _fit_parts(parts, settings, rule, write)
-    return images[:filled], *_used(parts, skipped)
+    skipped, lengths = _fit_parts(parts, settings, rule, write)
+    return _images(images[:filled], rule, lengths), *_used(parts, skipped)
 
 
-def _fit_parts(parts: list[Part], settings: Settings, rule: Rule, write: Callable) -> list[list[tuple[int, str]]]:
-    """Call ``write`` with the images of all parts; returns the (row, line) of the bad ones of each."""
-    skipped = [[] for _ in parts]
+def _shape(parts: list[Part], settings: Settings, rule: Rule) -> tuple[int, ...]:
+    """The shape of the array that holds all images."""
+    if rule.way == "whole":
+        return (rule.num_lines, rule.channels, settings.sample_size)
+    return (sum(len(part.rows) for part in parts), rule.channels, settings.sample_size, settings.sample_size)
+
+
+def _images(array: np.ndarray, rule: Rule, lengths: list[int]) -> Images:
+    return Strips(array, lengths) if rule.way == "whole" else array
+
+
+def _of_centres(rule: Rule) -> Rule:
+    return replace(rule, way="crop") if rule.way == "whole" else rule
+
+
+def _fit_parts(parts: list[Part], settings: Settings, rule: Rule, write: Callable) -> tuple[list[list], list[int]]:
+    """Call ``write`` with the images of all parts; returns the (row, line) of the bad ones of each, and the lengths of
+    whole images."""
+    skipped, lengths = [[] for _ in parts], []
     with progress_bar(sum(len(part.rows) for part in parts)) as progress:
         for part, bad in zip(parts, skipped):
             if not len(part.rows):
                 continue
-            for piece in fit_rows(part.table, part.rows, settings, rule, bad, progress):
-                write(piece)
+            for images, sides in fit_rows(part.table, part.rows, settings, rule, bad, progress):
+                write(images)
+                lengths += sides
             if bad and len(bad) == len(part.rows) == len(part.table):
                 raise UserError(f"none of the {len(bad)} images of {part.table.where} can be used: {bad[0][1]}")
-    return skipped
+    return skipped, lengths
 
 
 def _used(parts: list[Part], skipped: list[list]) -> tuple[list[Part], list[str]]:

@@ -17,6 +17,13 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_images)
 
 
+def crop_places(seed: int, position: int, count: int, *stream: int) -> np.ndarray:
+    """Where draws ``position`` to ``position + count`` are cropped, (count,) in [0, 1): a function of the seed and each
+    draw's number, and of the numbers ``stream`` of what has an order of its own."""
+    generator = np.random.PCG64((len(stream), seed, *stream)).advance(position)  # as if all before had been drawn
+    return np.random.Generator(generator).random(count)
+
+
 class ImageOrder:
     """Which images a step sees, of one data set or of several that are mixed.
 

@@ -1,19 +1,15 @@
 """Where images come from: the Hub, a folder or a file of any kind, told apart and opened undecoded."""
 
 import contextlib
+import itertools
 import re
-import socket
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from ddpm_hf.data.annotations import annotate
+from ddpm_hf.data.annotations import annotate, by_split
 from ddpm_hf.data.containers import (
-    ARCHIVE_SUFFIXES,
-    ARRAY_SUFFIXES,
     Arrays,
     cifar_batches,
     extracted,
@@ -21,22 +17,21 @@ from ddpm_hf.data.containers import (
     read_arrays,
     read_cifar,
 )
-from ddpm_hf.data.folders import Files, arrange, find_files, left_out
-from ddpm_hf.data.idx import IDX_SUFFIXES, idx_splits, read_idx
+from ddpm_hf.data.folders import Files, Told, arrange, find_files, left_out
+from ddpm_hf.data.idx import idx_splits, read_idx
 from ddpm_hf.data.images import image_suffixes
 from ddpm_hf.data.tables import ArrayTable, EncodedTable, Table, image_columns
-from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.retries import LOG_IN, USUAL, again, explained, is_passing, status_of
-from ddpm_hf.source import Source, matching_split, split_of
+from ddpm_hf.errors import UserError, counted, one_line
+from ddpm_hf.hub.retries import LOG_IN, USUAL, again, cut_off, explained, is_passing, status_of
+from ddpm_hf.source import FILE_KINDS, Source, matching_split, split_of
 
 LIMITS = USUAL  # how long the Hub is asked again
-TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
 class Splits:
     """The splits of a source: their names, and what is in them, opened when asked for.
 
-    notes: lines on what is left out or was read in a way that may surprise.
+    told: what is left out, and what was read in a way that may surprise.
 
     Args:
         streaming: open them as ``datasets.IterableDataset``, downloading nothing.
@@ -46,7 +41,7 @@ class Splits:
     """
 
     def __init__(self, source: Source, *, streaming: bool = False):
-        self.source, self.streaming, self.notes = source, streaming, []
+        self.source, self.streaming, self.told = source, streaming, Told()
         self._arrays: dict[str, Callable[[], tuple[Arrays, str]]] = {}
         self._openers: dict[str, Callable] = {}
         self._builder = None
@@ -102,6 +97,12 @@ class Splits:
         names = split.split("+")
         return sum(told[name].num_examples for name in names) if all(name in told for name in names) else None
 
+    def unused(self, used: Iterable[str]) -> list[str]:
+        """What to say of splits that are none of ``used``, 'train+test'."""
+        words = [name.partition("[")[0].strip().replace("t10k", "test") for text in used for name in text.split("+")]
+        names = {matching_split(word, self.names) for word in words}
+        return [f"split {name}" for name in self.names if name not in names]
+
     def _open_all(self, split: str) -> list:
         return [self._openers[name]() for name in self._checked(split)]
 
@@ -127,68 +128,69 @@ class Splits:
             self._open_folder(path)
 
     def _open_file(self, path: Path):
-        name = path.name.lower()
-        if name.endswith(TABLE_SUFFIXES):
-            self._openers = {"train": self._table_opener([path])}
-        elif name.endswith(ARRAY_SUFFIXES):
-            self._arrays = _array_splits([path])
-        elif name.endswith(ARCHIVE_SUFFIXES):
-            self._open_archives([path])
-        elif path.suffix.lower() in image_suffixes():
+        for kind, open_files in self._kinds().items():
+            if path.name.lower().endswith(FILE_KINDS[kind]):
+                return open_files([path], path)
+        if path.suffix.lower() in image_suffixes():
             raise UserError(f"data set {path} is a single picture; give the folder of pictures.")
-        else:
-            known = ", ".join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES, *ARCHIVE_SUFFIXES, *IDX_SUFFIXES))
-            hint = "; give the folder that it lies in" if name.endswith((".csv", ".tsv", ".jsonl")) else ""
-            raise UserError(f"data set file {path} must end in {known}{hint}.")
+        known = ", ".join(itertools.chain(*FILE_KINDS.values()))
+        hint = "; give the folder that it lies in" if path.suffix.lower() in (".csv", ".tsv", ".jsonl") else ""
+        raise UserError(f"data set file {path} must end in {known}{hint}.")
+
+    def _kinds(self) -> dict[str, Callable[[list[Path], Path], None]]:
+        """For each of ``FILE_KINDS`` what opens files of it that lie below a folder, or one file. Of a folder the first
+        kind that is there is opened."""
+        return {"table": self._open_tables, "arrays": self._open_arrays, "archive": self._open_archives}
 
     def _open_folder(self, path: Path):
         files = find_files(path)
         tables = files.named(".parquet") or files.named(".arrow")
-        used = set(tables) if self._open_tables(files, tables) else set()
-        if not used and files.pictures:
+        if files.pictures and not self._hold_more(tables, files):
             used = self._open_pictures(files)
-        elif not used:
+        elif files.pictures:
+            self._open_tables([path / file for file in tables], path)
+            used = set(tables)
+            self.told.left_out.append(
+                f"{counted(len(files.pictures), 'picture')} beside the tables, which hold more images"
+            )
+        else:
             batches = {}
             for folder in sorted({file.parent for file in files.others}, key=str):
                 batches = batches or cifar_batches(path / folder, [f.name for f in files.others if f.parent == folder])
-            arrays, archives = files.named(*ARRAY_SUFFIXES), files.named(*ARCHIVE_SUFFIXES)
             if batches:
                 self._arrays = {s: lambda chosen=chosen: _cifar_arrays(chosen) for s, chosen in batches.items()}
                 return
-            if arrays:
-                self._arrays, used = _array_splits([path / file for file in arrays]), set(arrays)
-            elif archives:
-                used = set(archives)
-                self._open_archives([path / file for file in archives])
+            for kind, open_files in self._kinds().items():
+                if chosen := tables if kind == "table" else files.named(*FILE_KINDS[kind]):
+                    open_files([path / file for file in chosen], path)
+                    used = set(chosen)
+                    break
             else:
                 rest = left_out(files, set())
-                kinds = f" ({rest[0]})" if rest else ""
+                kinds = f" (left out: {', '.join(rest)})" if rest else ""
                 raise UserError(
                     f"data set {self.source.dataset!r} has no images, no parquet, arrow or idx files in it{kinds}."
                 )
-        elif files.pictures:
-            self.notes.append(f"left out: {len(files.pictures):,} pictures beside the tables, which hold more images")
-        self.notes += left_out(files, used)
+        self.told.left_out += left_out(files, used)
 
-    def _open_tables(self, files: Files, tables: list) -> bool:
-        """Whether ``tables`` are what the folder holds: all of them have images, and no fewer than lie beside them."""
-        if not tables:
-            return False
-        chosen = _files_of_splits(tables)
-        openers = {s: self._table_opener([files.root / file for file in found]) for s, found in chosen.items()}
-        if files.pictures:
-            rows = [_num_images(files.root / file, self.source) for file in tables]
-            if not all(rows) or sum(rows) < len(files.pictures):
-                return False
-        self._openers = openers
-        return True
+    def _hold_more(self, tables: list, files: Files) -> bool:
+        """Whether ``tables`` are what a folder holds: all of them have images, and no fewer than lie beside them."""
+        rows = [_num_images(files.root / file, self.source) for file in tables]
+        return bool(rows) and all(rows) and sum(rows) >= len(files.pictures)
 
-    def _table_opener(self, paths: list[Path]) -> Callable:
-        return _Opener(paths[0].suffix[1:].lower(), [str(path) for path in paths], self.streaming)
+    def _open_tables(self, paths: list[Path], root: Path):
+        kind = paths[0].suffix[1:].lower()
+        self._openers = {
+            split: _Opener(kind, [str(path) for path in found], self.streaming)
+            for split, found in _files_of_splits(paths, root).items()
+        }
 
-    def _open_archives(self, paths: list[Path]):
+    def _open_arrays(self, paths: list[Path], root: Path):
+        self._arrays = _array_splits(paths, root)
+
+    def _open_archives(self, paths: list[Path], root: Path):
         if all(is_webdataset(path) for path in paths):
-            chosen = _files_of_splits(paths)
+            chosen = _files_of_splits(paths, root)
             self._openers = {
                 split: _Opener("webdataset", [str(path) for path in found], self.streaming)
                 for split, found in chosen.items()
@@ -198,12 +200,16 @@ class Splits:
 
     def _open_pictures(self, files: Files) -> set:
         """Open the pictures of a folder; returns the files beside them that are read, too."""
-        splits = arrange(files.pictures, self.source.dataset, self.notes)
+        splits = arrange(files.pictures, self.source.dataset, self.told)
         used = set()
         for name, pictures in splits.items():
-            pictures, found = annotate(files, pictures, self.notes)
+            pictures, found = annotate(files, pictures, self.told)
             used |= found.used
-            self._openers[name] = _PictureOpener(self.source, files.root, pictures, found.columns, self.streaming)
+            parts = (
+                by_split(pictures, found.columns) if list(splits) == ["train"] else {name: (pictures, found.columns)}
+            )
+            for split, (chosen, columns) in parts.items():
+                self._openers[split] = _PictureOpener(self.source, files.root, chosen, columns, self.streaming)
         return used
 
 
@@ -250,20 +256,6 @@ def _of_hub(error: Exception, dataset: str) -> str:
     return one_line(error)
 
 
-def _cut_off() -> bool:
-    """Whether the address of the Hub cannot be looked up here, where no proxy would do it."""
-    from huggingface_hub import constants
-
-    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
-        return False
-    try:
-        socket.getaddrinfo(host, None)
-        return False
-    except OSError:
-        return True
-
-
 @contextlib.contextmanager
 def _offline():
     """Let the libraries look into their caches alone: they would ask for minutes before they do."""
@@ -299,7 +291,7 @@ def _hub_builder(source: Source):
         raise UserError(f"data set {name!r} is an address; download it first and give the file or folder, or a Hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow"):
         raise UserError(f"data set {name!r} does not exist: no such file or folder.")
-    if _cut_off():
+    if cut_off():
         try:
             with _offline():
                 return load_dataset_builder(name, source.config, revision=source.revision)
@@ -391,7 +383,7 @@ def _state(paths: list[Path]) -> str:
     return repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
 
 
-def _array_splits(paths: list[Path]) -> dict[str, Callable]:
+def _array_splits(paths: list[Path], root: Path) -> dict[str, Callable]:
     """The splits of array files: those that their keys name, or that the names of several files do."""
     if len(paths) == 1:
         found = read_arrays(paths[0])
@@ -400,7 +392,7 @@ def _array_splits(paths: list[Path]) -> dict[str, Callable]:
     def opener(chosen: list[Path]) -> Callable:
         return lambda: (_concatenated([one for path in chosen for one in read_arrays(path).values()]), _state(chosen))
 
-    return {split: opener(chosen) for split, chosen in _files_of_splits(paths).items()}
+    return {split: opener(chosen) for split, chosen in _files_of_splits(paths, root).items()}
 
 
 def _concatenated(parts: list[Arrays]) -> Arrays:
@@ -450,11 +442,15 @@ def _load_files(kind: str, paths: list[str], **options):
         config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
 
-def _files_of_splits(paths: list) -> dict[str, list]:
-    """``paths`` by the split that their names, or those of their folders, say; all are train where none does."""
+def _files_of_splits(paths: list[Path], root: Path) -> dict[str, list[Path]]:
+    """``paths`` by the split that their names, or those of their folders below ``root``, say; train where none does.
+
+    A single file is its own ``root``, and of train whatever its name is.
+    """
     found = {}
     for path in paths:
-        names = [path.name.partition(".")[0], *(() if path.is_absolute() else reversed(path.parts[:-1]))]
+        *folders, name = path.relative_to(root).parts or [""]
+        names = [name.partition(".")[0], *reversed(folders)]
         found.setdefault(next((split for name in names if (split := split_of(name))), None), []).append(path)
     known = {name: found[name] for name in ("train", "test", "validation") if name in found}
-    return known or {"train": list(paths)}
+    return known or {"train": paths}

@@ -1,9 +1,10 @@
-"""Fitted images in .npy files of the cache: made once, whole or not at all, and mapped by every later start."""
+"""Fitted images in files of the cache: made once, whole or not at all, and mapped by every later start."""
 
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import zlib
@@ -16,7 +17,7 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.files import sync
 from ddpm_hf.reading import read_json
 
-FORMAT = 2  # of what is stored; another number makes everything anew
+FORMAT = 3  # of what is stored; another number makes everything anew
 CHECKED_IMAGES = 256
 
 
@@ -44,9 +45,9 @@ def store_images(
     Args:
         key: text that names the images and everything done to them.
         keep: False takes the name away again: the file vanishes with the process.
-        shape: (N, C, S, S) of all images together; ``make`` may write fewer.
-        make: calls the function that it is given with images uint8 (B, C, S, S), as often as it likes, and returns
-            what is to be kept beside them, as JSON.
+        shape: (N, ...) of all images together; ``make`` may write fewer or more.
+        make: calls the function that it is given with images uint8 (B, ...), as often as it likes, and returns what is
+            to be kept beside them, as JSON.
 
     Raises:
         UserError: if the disk is full, or the folder cannot be written.
@@ -84,11 +85,8 @@ def _folder(key: str) -> Path:
 def _made(folder: Path, shape: tuple[int, ...], make) -> Path:
     refuse_full_disk(int(np.prod(shape)))
     folder.mkdir()
-    path, count = folder / "images.npy", 0
+    path, count = folder / "images", 0
     with open(path, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
-        np.lib.format.write_array_header_1_0(file, header)
-        size = file.tell() + int(np.prod(shape))
 
         def write(images: np.ndarray):  # not through a memory map, which a full disk would end with a signal
             nonlocal count
@@ -96,9 +94,8 @@ def _made(folder: Path, shape: tuple[int, ...], make) -> Path:
             count += len(images)
 
         kept = make(write)
-        file.truncate(size)  # what bad images leave out at the end is never read
-    images = np.load(path, mmap_mode="r")[:count]
-    info = {"count": count, "bytes": size, "checksum": _checksum(images), "kept": kept}
+    shape = (count, *map(int, shape[1:]))
+    info = {"shape": shape, "checksum": _checksum(_mapped(path, shape)), "kept": kept}
     (folder / "info.json").write_text(json.dumps(info))
     for written in (path, folder / "info.json", folder):
         sync(written)
@@ -108,13 +105,19 @@ def _made(folder: Path, shape: tuple[int, ...], make) -> Path:
 def _opened(folder: Path) -> tuple[np.ndarray, dict]:
     """The images of a stored folder; any exception if it is not there, or not what was written."""
     info = read_json(folder / "info.json")
-    path = folder / "images.npy"
-    if path.stat().st_size != info["bytes"]:
+    path, shape = folder / "images", tuple(info["shape"])
+    if path.stat().st_size != math.prod(shape):
         raise ValueError("the file is cut")
-    images = np.load(path, mmap_mode="r")[: info["count"]]
+    images = _mapped(path, shape)
     if _checksum(images) != info["checksum"]:
         raise ValueError("the file is damaged")
     return images, info["kept"]
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not shape[0]:  # which no system maps
+        return np.empty(shape, np.uint8)
+    return np.memmap(path, np.uint8, "r", shape=shape)
 
 
 def _checksum(images: np.ndarray) -> int:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from ddpm_hf.data.arrays import ImageData
 from ddpm_hf.data.fit import Fitter, Rule, Settings
 from ddpm_hf.data.folders import validation_names
+from ddpm_hf.data.order import crop_places
 from ddpm_hf.data.sources import Splits, library_errors
 from ddpm_hf.data.streamed import StreamedSplit, UnknownLabel, fit_items
 from ddpm_hf.data.tables import ROWS_AT_ONCE
@@ -68,9 +69,9 @@ class ImageStream:
     follow each other as ``set_epoch`` has them: datasets 5.2 gives them a new order every epoch, but for ``max_images``
     and held-out images; 4.0 does not.
 
-    num_channels, num_classes, label_names, output_size, output_resize: as of ``ImageData``.
+    num_channels, num_classes, label_names, output_size, output_resize, splits: as of ``ImageData``. labels: None.
     fingerprint: text that changes with the data set's id, split, columns or number of files.
-    notes: lines on what is left out, and on what was read in a way that may surprise.
+    left_out, notes: as of ``ImageData``, as far as it is known beforehand.
     skipped: a line for every image so far that could not be used.
 
     Args:
@@ -93,7 +94,9 @@ class ImageStream:
         self.num_classes = None if split.label_names is None else len(split.label_names)
         self.output_size = rule.shape or (settings.sample_size, settings.sample_size)
         self.output_resize = rule.output_resize
-        self.source_names, self.skipped, self.notes = (split.source.title,), [], tuple(split.notes)
+        self.source_names, self.skipped = (split.source.title,), []
+        self.splits, self.labels = (split.split,), None
+        self.left_out, self.notes = tuple(split.told.left_out), tuple(split.told.notes)
         source, data = split.source, split.data
         told = repr(
             (source.config, source.revision, split.split, str(data.features), data.num_shards, split.label_names)
@@ -183,9 +186,8 @@ class ImageStream:
             self._refuse_to_go_on(found, ends)
             where = f"{self.split.where} (read by process {self.rank} in epoch {self._share.epoch})"
             items = self.split.items(rows, min(size - found, ROWS_AT_ONCE), first=row, where=where)
-            kept, kept_labels, lines = fit_items(
-                items, Fitter(where, self.settings, self.rule), self.label_names is not None
-            )
+            fitter = Fitter(where, self.settings, self.rule, self._place if self.settings.random_crop else None)
+            kept, kept_labels, lines = fit_items(items, fitter, self.label_names is not None)
             images[found : found + len(kept)] = kept
             labels[found : found + len(kept)] = kept_labels
             found, row, skipped = found + len(kept), row + len(items), skipped + lines
@@ -196,6 +198,10 @@ class ImageStream:
         order = np.random.default_rng((self.settings.seed, self.rank, start.block, 1)).permutation(size)
         end = Position(start.block + 1, row, self._share.state_dict())
         return Block(start, end, images[order], labels[order], skipped)
+
+    def _place(self, row: int) -> float:
+        """Where the image of a row of this epoch is cropped."""
+        return crop_places(self.settings.seed, row, 1, self.rank, self._share.epoch)[0]
 
     def _rows_from(self, start: Position) -> Iterator[dict]:
         """The rows one by one: datasets 4.0 loses some of a larger batch when it resumes a second time."""
@@ -244,6 +250,10 @@ def open_stream(
             # the library deals out the first n of all and the rest alike: together they are every share, once
             held = [split_dataset_by_node(data.take(count), i, num_processes) for i in range(num_processes)]
             data, validation = data.skip(count), _validation(split, held if count else [], settings, rule)
+            validation = validation and replace(validation, splits=(f"held out of {split.split}",))
+    if settings.max_images is not None and split.label_names is not None:
+        split.told.notes.append("max_images takes the first images of a stream, not evenly from all classes")
+    split.told.left_out += splits.unused([source.split, *(validation.splits if validation else ())])
     share = split_dataset_by_node(data, rank, num_processes)
     return ImageStream(split, share, settings, rule, shuffle_buffer_size=shuffle_buffer_size, rank=rank), validation
 
@@ -285,6 +295,7 @@ def _validation(split: StreamedSplit, shares: list, settings: Settings, rule: Ru
         output_resize=rule.output_resize,
         sizes=(len(images),),
         source_names=(split.source.title,),
+        splits=(split.split,),
         skipped=tuple(skipped),
         known_classes=len(split.label_names or ()),
     )

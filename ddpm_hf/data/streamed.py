@@ -26,7 +26,7 @@ class UnknownLabel(UserError):
 class StreamedSplit:
     """A split, or several, 'train+test', one after the other.
 
-    notes: of the source. data: its ``datasets.IterableDataset``. label_names: the classes, or None where there are no
+    told: of the source. data: its ``datasets.IterableDataset``. label_names: the classes, or None where there are no
     labels to train with.
 
     Args:
@@ -40,7 +40,7 @@ class StreamedSplit:
     def __init__(self, splits: Splits, split: str, max_images: int | None = None, trained=None):
         from datasets import concatenate_datasets
 
-        self.source, self.split, self.notes = splits.source, split, splits.notes
+        self.source, self.split, self.told = splits.source, split, splits.told
         self.where = f"data set {self.source.dataset!r}"
         with library_errors(self.source.dataset):
             streams = splits.streams(split)
@@ -148,7 +148,7 @@ def fit_items(items: list[Item], fitter: Fitter, labelled: bool) -> tuple[np.nda
     with ThreadPoolExecutor(num_threads()) as pool:
         pieces = list(pool.map(fitter.fit_chunk, chunks((row, encoded) for row, encoded, _ in items)))
     images = [np.empty((0, fitter.rule.channels, fitter.size, fitter.size), np.uint8)]
-    images += [fitted for _, fitted, _ in pieces]
+    images += [piece.images for _, piece, _ in pieces]
     skipped = dict(pair for *_, bad in pieces for pair in bad)
     labels = np.array([label for row, _, label in items if row not in skipped], np.int64)
     return np.concatenate(images), labels, [*unlabelled.values(), *skipped.values()]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_hf.errors import UserError, nearest
+from ddpm_hf.errors import UserError, counted, nearest
 
 ROWS_AT_ONCE = 256
 
@@ -65,7 +65,7 @@ class Table:
             raise UserError(
                 f"row {missing[0]} of {self.where} has no label; on_bad_image: skip leaves such images out."
             )
-        return np.setdiff1d(rows, missing), [f"{len(missing):,} images of {self.where} without a label are left out"]
+        return np.setdiff1d(rows, missing), [f"{counted(len(missing), 'image')} without a label"]
 
 
 class ArrayTable(Table):
@@ -239,7 +239,7 @@ def _looks_like_labels(table, column: str) -> bool:
     """Whether a column has few different whole numbers or texts."""
     if not table.features[column].dtype.startswith(("int", "uint", "string", "large_string", "bool")):
         return False
-    if column.lower() in ("id", "index", "idx", "__key__", "__url__", "width", "height", "size"):
+    if column.lower() in ("id", "index", "idx", "__key__", "__url__", "width", "height", "size", "split", "subset"):
         return False
     values = table.with_format("arrow")[column][:MOST_ROWS]
     return 2 <= len(values.unique()) <= MOST_CLASSES * len(values) and not values.null_count

@@ -29,14 +29,6 @@ class Title(NamedTuple):
         return self.title.split(" x ")[0]
 
 
-TITLES = {
-    "fid": Title("FID", 1, "fid"),
-    "kid": Title("KID x 1000", 1000, "kid"),
-    "precision": Title("Precision", 1, "precision"),
-    "recall": Title("Recall", 1, "recall"),
-    "inception_score": Title("Inception score", 1, "inception_score"),
-    "label_accuracy": Title("Label accuracy", 1, "accuracy"),
-}
 # what a printed report says of its protocol, a line each
 PRINTED = (
     ("images", "sampler", "steps", "guidance_scale", "guidance_interval", "seed", "dtype", "weights"),
@@ -81,14 +73,20 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    fid: Number = None
-    kid: Number = None
+    fid: Annotated[Number, Title("FID", 1, "fid")] = None
+    kid: Annotated[Number, Title("KID x 1000", 1000, "kid")] = None
     kid_std: Number = None
-    precision: Number = None
-    recall: Number = None
-    inception_score: Number = None
+    precision: Annotated[Number, Title("Precision", 1, "precision")] = None
+    recall: Annotated[Number, Title("Recall", 1, "recall")] = None
+    inception_score: Annotated[Number, Title("Inception score", 1, "inception_score")] = None
     inception_score_std: Number = None
-    label_accuracy: Number = None
+    label_accuracy: Annotated[Number, Title("Label accuracy", 1, "accuracy")] = None
+
+
+# of the scores that are shown, by name: in reports, cards, the page and the README
+TITLES = {
+    name: title for name, field in Scores.model_fields.items() for title in field.metadata if isinstance(title, Title)
+}
 
 
 class Memorisation(BaseModel):

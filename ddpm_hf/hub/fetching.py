@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.retries import LOG_IN, RetryLimits, again, explained, is_passing, look_at
+from ddpm_hf.hub.retries import LOG_IN, RetryLimits, again, cut_off, explained, is_passing, look_at
 from ddpm_hf.reading import read_json
 
 LIMITS = RetryLimits(silence=20.0)
@@ -70,6 +70,13 @@ def fetch(
         cached = None  # of single files that were fetched, the client does not know that others are missing
     if cached is not None and Path(cached).name == revision:
         return Path(cached)  # a commit never changes
+    if cut_off():
+        if cached is None:
+            raise UserError(
+                f"model {repo_id} is no folder, and not, or not wholly, in the cache; the Hub cannot be reached from "
+                f"here: no network. Give a folder, or load it once where there is one."
+            )
+        return Path(cached)
     attempts = replace(limits, attempts=2) if cached else limits
     try:
         again(partial(look_at, repo_id, revision, token, limits), attempts)  # what comes next has no time-out

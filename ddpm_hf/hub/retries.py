@@ -9,12 +9,14 @@ import email.utils
 import json
 import random
 import re
+import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_random_exponential
@@ -109,6 +111,19 @@ def look_at(repo_id: str, revision: str | None = None, token: str | None = None,
         values = None
     if not isinstance(values, dict) or not re.fullmatch(r"[0-9a-f]{40}", str(values.get("sha"))):
         raise UserError(NOT_A_HUB)
+
+
+def cut_off() -> bool:
+    """Whether the address of the Hub cannot be looked up here, where no proxy would do it: asking again is no use."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() - {"no"}:
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+        return False
+    except OSError:
+        return True
 
 
 def is_passing(error: BaseException, also: set[int] = frozenset()) -> bool:

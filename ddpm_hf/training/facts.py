@@ -9,7 +9,9 @@ import numpy as np
 
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.devices import device_name
+from ddpm_hf.errors import counted
 from ddpm_hf.run import Facts
+from ddpm_hf.source import SPLIT_WORDS
 from ddpm_hf.training.init_from import SHIPPED
 
 MOST_CLASSES = 6  # that the first line names
@@ -30,45 +32,58 @@ def unused_settings(config: TrainConfig) -> str | None:
     return f"{', '.join(unused)} are settings of model my_unet; unet2d has nothing of that kind."
 
 
-def first_line(trainer, resumed: bool) -> str:
-    """What is about to be trained, on what and where."""
-    data, config, accelerator = trainer.data, trainer.config, trainer.accelerator
-    size, held = f"{data.num_channels}x{config.sample_size}x{config.sample_size}", trainer.validation_data
-    if config.streaming:
-        images = f"streamed images of {size}"
-    else:
-        splits = " and ".join(dict.fromkeys(data.splits))
-        images = f"{len(data):,} images of {size} of {splits}{_classes(data, config.class_conditional)}"
-    held_out = f" ({len(held):,} {_of(held.splits)}for validation)" if held else ""
-    bad = bad_images(trainer)
-    skipped = f", {len(bad)} bad images skipped (first: {bad[0][:-1]})" if bad else ""
-    return (
-        f"{f'resuming at step {trainer.state.step}' if resumed else 'training'}: {images}{held_out}{skipped}, "
+def first_lines(trainer, resumed: bool) -> list[str]:
+    """What is about to be trained on, and what is left out; then what is trained, how long and where."""
+    config, accelerator, held = trainer.config, trainer.accelerator, trainer.validation_data
+    start = f"resuming at step {trainer.state.step}" if resumed else "training"
+    held_out = f", {len(held):,} {_of(held.splits)}for validation" if held else ""
+    return [
+        f"{start}: {images_told(trainer)}{held_out}{'; left out: ' if left_out(trainer) else ''}{left_out(trainer)}",
         f"{trainer.num_parameters:,} parameters, {trainer.total_steps:,} steps of {config.train_batch_size} images, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}, in {trainer.folder}"
+        f"precision {accelerator.mixed_precision}, in {trainer.folder}",
+    ]
+
+
+def images_told(trainer) -> str:
+    """How many images of which size, splits and classes."""
+    data, config = trainer.data, trainer.config
+    size = f"{data.num_channels}x{config.sample_size}x{config.sample_size}"
+    count = "streamed" if config.streaming else f"{len(data):,}"
+    splits = " and ".join(dict.fromkeys(data.splits))
+    return f"{count} images of {size} of {splits}{_classes(data, config.class_conditional)}"
+
+
+def left_out(trainer) -> str:
+    """What is not used, with its number and the reason; bad images last, the first one by its name."""
+    bad = bad_images(trainer)
+    return ", ".join(
+        [*trainer.data.left_out, *([f"{counted(len(bad), 'bad image')} (first: {bad[0][:-1]})"] if bad else [])]
     )
 
 
 def _of(splits: tuple[str, ...]) -> str:
-    """' of test': where other images come from; nothing where it is not known."""
+    """'of test ': where other images come from; nothing where it is not known."""
     return (
         f"{'' if splits[0].startswith('held out') else 'of '}{' and '.join(dict.fromkeys(splits))} " if splits else ""
     )
 
 
 def _classes(data, used: bool) -> str:
-    """How many images each class has, for a data set that has classes."""
-    if data.labels is None:
+    """The classes of a data set that has any, and how many images each has where that is known."""
+    if data.num_classes is None:
         return ""
-    counts = np.bincount(data.labels, minlength=data.num_classes).tolist()
-    names = data.label_names or [str(label) for label in range(len(counts))]
-    if len(counts) <= MOST_CLASSES:
-        shown = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts))
+    names = data.label_names or [str(label) for label in range(data.num_classes)]
+    counts = None if data.labels is None else np.bincount(data.labels, minlength=data.num_classes).tolist()
+    if len(names) <= MOST_CLASSES:
+        shown = [f"{name} {count:,}" for name, count in zip(names, counts)] if counts else [*names]
     else:
-        shown = f"{min(counts):,} to {max(counts):,} images each"
-    unused = "" if used else ", not trained with: class_conditional is false"
-    return f" in {len(counts)} classes ({shown}{unused})"
+        shown = [f"{min(counts):,} to {max(counts):,} images each"] if counts else []
+    if called := [name for name in names if name.lower() in SPLIT_WORDS]:
+        shown.append(f"{', '.join(called)}: a class, not a split")
+    if not used:
+        shown.append("not trained with: class_conditional is false")
+    return f" in {len(names)} classes" + (f" ({', '.join(shown)})" if shown else "")
 
 
 def facts(trainer) -> Facts:

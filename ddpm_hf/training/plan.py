@@ -11,7 +11,7 @@ from ddpm_hf.checkpoints import newest_whole, read_state
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.devices import peak_memory
 from ddpm_hf.training.distributed import say
-from ddpm_hf.training.facts import bad_images
+from ddpm_hf.training.facts import images_told, left_out
 from ddpm_hf.training.memory import training_memory
 from ddpm_hf.training.resuming import counted_images, known_fingerprints, refusal
 from ddpm_hf.training.trainer import Trainer
@@ -32,7 +32,6 @@ def print_plan(trainer: Trainer):
 def plan(trainer: Trainer) -> list[tuple[str, str]]:
     """The plan's lines, (label, text). The trainer's weights are moved by the measured steps."""
     config, data, accelerator = trainer.config, trainer.data, trainer.accelerator
-    size = f"{data.num_channels} x {config.sample_size} x {config.sample_size}"
     gflop = forward_gflop(trainer)
     done, images_seen = _done(trainer.folder)
     total = config.total_steps(0 if config.streaming else len(data), done, images_seen)
@@ -41,10 +40,11 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     refused = refusal(config, trainer.folder, known_fingerprints(config, data), accelerator.num_processes)
     return [
         ("data set", ", ".join(source.dataset for source in config.sources)),
-        ("images", f"{'streamed' if config.streaming else f'{len(data):,}'}, {size}, {_classes(data)}"),
-        ("pictures made", f"{data.output_size[0]} x {data.output_size[1]}, resize {config.resize}"),
+        ("images", images_told(trainer) + ("" if data.num_classes else ", no labels")),
+        ("pictures made", f"{data.output_size[0]} x {data.output_size[1]}, resize {config.resize}{_crops(config)}"),
         ("validation", f"{len(trainer.validation_data):,} images" if trainer.validation_data else "none"),
-        ("bad images", f"{len(bad_images(trainer)):,} skipped" if bad_images(trainer) else "none"),
+        ("left out", left_out(trainer) or "nothing"),
+        *(("note", note) for note in data.notes),
         ("network", f"{type(trainer.state.unet).__name__}, {trainer.num_parameters:,} parameters"),
         *([("weights", trainer.origin)] if trainer.origin else []),
         ("compute", f"{gflop:.2f} GFLOP an image forward, about {3 * gflop:.2f} for training"),
@@ -64,6 +64,10 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     ]
 
 
+def _crops(config: TrainConfig) -> str:
+    return ", random crops of the whole pictures" if config.random_crop else ""
+
+
 def _steps(trainer: Trainer, total: int, done: int, num_images: int) -> str:
     epochs = "" if trainer.config.streaming else f", {num_images / len(trainer.data):.3g} epochs"
     few = f"; few: pictures take some {FEW_STEPS:,}" if total < FEW_STEPS else ""
@@ -73,14 +77,6 @@ def _steps(trainer: Trainer, total: int, done: int, num_images: int) -> str:
 
 def _warmup(config: TrainConfig, total: int) -> str:
     return f"{min(config.lr_warmup_steps, total // 2):,} steps of warm-up"
-
-
-def _classes(data) -> str:
-    if data.num_classes is None:
-        return "no labels"
-    names = data.label_names or []
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{data.num_classes} classes" + (f" ({shown})" if shown else "")
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from ddpm_hf.training.batches import ImageBatches, StreamBatches
 from ddpm_hf.training.build import build_averages, build_pipeline, build_scheduler, build_unet, exported_pipeline
 from ddpm_hf.training.distill import load_teacher
 from ddpm_hf.training.distributed import MainProcess, say, start_processes
-from ddpm_hf.training.facts import commit_of_code, facts, first_line, unused_settings
+from ddpm_hf.training.facts import commit_of_code, facts, first_lines, unused_settings
 from ddpm_hf.training.init_from import init_from
 from ddpm_hf.training.monitors import Monitors
 from ddpm_hf.training.optimizers import build_optimizer
@@ -201,7 +201,8 @@ class Trainer:
         self.trackers.start(config.model_dump(mode="json"))
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        say(self.accelerator, first_line(self, resumed=checkpoint is not None))
+        for line in first_lines(self, resumed=checkpoint is not None):
+            say(self.accelerator, line)
         if self.origin:
             say(self.accelerator, self.origin)
         if self.config.torch_compile != "no":

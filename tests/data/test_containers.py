@@ -1,6 +1,7 @@
 """Pictures in one file: arrays, CIFAR's batches, archives, tables of bytes or paths, WebDataset."""
 
 import io
+import itertools
 import json
 import pickle
 import tarfile
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ddpm_hf.data import load_images, open_data, open_stream
 from ddpm_hf.errors import UserError
-from ddpm_hf.source import Source
+from ddpm_hf.source import FILE_KINDS, Source
 
 GRAY = np.arange(6, dtype=np.uint8)[:, None, None] * 10 + np.zeros((6, 8, 8), np.uint8)  # 0, 10, ..., 50
 COLOR = np.stack([GRAY, GRAY + 1, GRAY + 2], 3)
@@ -332,7 +333,7 @@ def test_a_table_of_the_pictures_beside_it_wins_and_a_stray_one_does_not(tmp_pat
     for rows in ({"image": paths[:2]}, {"a": [1, 2]}, {"text": ["x"] * 9}):
         pq.write_table(pa.table(rows), root / "all.parquet")
         data = load_images(str(root), sample_size=8)
-        assert (len(data), data.notes) == (6, ("left out: 1 .parquet",))
+        assert (len(data), data.left_out) == (6, ("1 .parquet",))
 
 
 def test_splits_of_tables_by_files_and_by_folders(tmp_path):
@@ -351,6 +352,34 @@ def test_saved_sets_with_any_names_for_splits(tmp_path):
     datasets.DatasetDict({"training": rows, "dev": rows.select([0])}).save_to_disk(tmp_path / "saved")
     train, validation = opened(tmp_path / "saved")
     assert (len(train), len(validation)) == (6, 1)
+
+
+def test_every_kind_of_file_is_in_the_docs_and_in_the_message(tmp_path, root):
+    (tmp_path / "a.h5").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "a.h5"))
+    told = (root / "docs" / "data.md").read_text()
+    for suffix in itertools.chain(*FILE_KINDS.values()):
+        assert suffix in str(error.value)
+        assert f"`{suffix}`" in told or suffix in FILE_KINDS["idx"]
+
+
+def test_a_file_that_is_named_like_a_split_is_trained_on(tmp_path):
+    np.save(tmp_path / "test.npy", GRAY)
+    pq.write_table(pa.table({"image": BYTES}), tmp_path / "val.parquet")
+    assert [len(opened(tmp_path / name)[0]) for name in ("test.npy", "val.parquet")] == [6, 6]
+
+
+def test_splits_by_folders_from_anywhere(tmp_path, monkeypatch):
+    """The names above the data set's own folder say nothing."""
+    for split, values in (("train", VALUES), ("test", VALUES[:2])):
+        (tmp_path / "test set" / "mine" / split).mkdir(parents=True)
+        np.save(tmp_path / "test set" / "mine" / split / "0.npy", GRAY[: len(values)])
+        np.save(tmp_path / "test set" / "mine" / split / "1.npy", GRAY[: len(values)])
+    monkeypatch.chdir(tmp_path)
+    for path in ("test set/mine", str(tmp_path / "test set" / "mine")):
+        train, validation = open_data([Source(path)], sample_size=8)
+        assert (len(train), len(validation)) == (12, 4)
 
 
 # ---- what is no data set

@@ -74,6 +74,19 @@ def test_kinds_of_images(tmp_path, name):
     assert np.abs(pixels - np.array(color)[:, None, None]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "suffix",
+    [".bmp", ".webp", ".avif", ".tga", ".jfif", ".jp2", ".ppm", ".sgi", ".pcx", ".dib", ".apng", ".TIFF", ".Jpe"],
+)
+def test_formats(tmp_path, suffix):
+    kind = Image.registered_extensions()[suffix.lower()]
+    for i in range(2):
+        RED.save(tmp_path / f"IMG {i}{suffix}", kind)
+    data = load_images(str(tmp_path), sample_size=16)
+    assert (len(data), data.output_size, data.left_out) == (2, (8, 10), ())
+    assert np.abs(data.images[:, :, 8, 8].astype(int) - (255, 0, 0)).max() <= 8
+
+
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "RGBX", "RGBa", "PA", "CMYK"])
 def test_modes_that_few_files_have(mode):
     image = RED.convert("RGBA").convert(mode) if mode == "RGBa" else RED.convert("RGB")

@@ -6,12 +6,12 @@ import json
 
 import datasets
 import pytest
-from making import flat
+from making import flat, told
 from PIL import Image
 
 from ddpm_hf.data import load_images, open_data
 from ddpm_hf.errors import UserError
-from ddpm_hf.source import Source
+from ddpm_hf.source import Source, split_of
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_pictures_that_the_table_does_not_name_are_left_out(folder):
     table(folder / "metadata.csv", [*NAMED[:4], {"file_name": "gone.png", "label": "dog"}])
     data = load_images(str(folder), sample_size=8)
     assert len(data) == 4
-    assert data.notes == ("2 pictures that metadata.csv does not name are left out",)
+    assert data.left_out == ("2 pictures that metadata.csv does not name",)
     table(folder / "metadata.csv", NAMED[:2])  # of few pictures: it is of something else
     data = load_images(str(folder), sample_size=8)
-    assert (len(data), data.labels, data.notes) == (6, None, ("left out: 1 .csv",))
+    assert (len(data), data.labels, data.left_out) == (6, None, ("1 .csv",))
 
 
 def test_a_table_wins_over_classes_only_with_labels(tmp_path):
@@ -170,13 +170,26 @@ def test_a_table_in_each_split(tmp_path):
     assert (train.labels.tolist(), test.labels.tolist(), train.label_names) == ([0, 1, 0, 1], [1, 0], ["a", "b"])
 
 
+@pytest.mark.parametrize("column", ["split", "Subset", "data set"])
+@pytest.mark.parametrize("words", [("train", "test"), ("TRAINING", "eval"), ("train", "val")])
+def test_a_table_that_tells_the_splits(folder, column, words):
+    rows = [{**row, column: words[i == 2]} for i, row in enumerate(NAMED)]
+    table(folder / "metadata.csv", rows)
+    train, other = open_data([Source(str(folder))], sample_size=8)
+    assert (told(train.images), told(other.images)) == ([0, 10, 30, 40, 50], [20])
+    assert (train.labels.tolist(), other.labels.tolist(), other.splits) == ([0, 1, 1, 0, 1], [0], (split_of(words[1]),))
+    rows[1][column] = "unknown"  # then it is nothing but a column
+    table(folder / "metadata.csv", rows)
+    assert len(open_data([Source(str(folder))], sample_size=8)[0]) == 6
+
+
 def test_a_damaged_metadata_file_is_one_line(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png"\n')
     with pytest.raises(UserError, match=r"metadata.jsonl cannot be read: ") as error:
         load_images(str(folder))
     assert "\n" not in str(error.value)
     (folder / "metadata.jsonl").rename(folder / "log.jsonl")
-    assert load_images(str(folder), sample_size=8).notes == ("left out: 1 .jsonl",)
+    assert load_images(str(folder), sample_size=8).left_out == ("1 .jsonl",)
 
 
 def test_texts_beside_pictures_are_captions(folder):
@@ -232,6 +245,6 @@ def test_classes_without_images_stay_classes_and_are_told(tmp_path):
     rows.to_parquet(tmp_path / "a.parquet")
     data = load_images(str(tmp_path / "a.parquet"), sample_size=8)
     assert (data.num_classes, data.label_names) == (3, ["a", "b", "c"])
-    assert data.notes == ("1 classes have no images: b",)
+    assert data.notes == ("classes without images (1): b",)
     data = load_images(str(tmp_path / "a.parquet"), sample_size=8, label_names=("x", "y", "z", "w"))
-    assert data.notes == ("2 classes have no images: y, w",)
+    assert data.notes == ("classes without images (2): y, w",)

@@ -122,9 +122,9 @@ def flip(file):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: cut(folder / "images.npy"),
-        lambda folder: flip(folder / "images.npy"),
-        lambda folder: (folder / "images.npy").unlink(),
+        lambda folder: cut(folder / "images"),
+        lambda folder: flip(folder / "images"),
+        lambda folder: (folder / "images").unlink(),
         lambda folder: (folder / "info.json").unlink(),
         lambda folder: cut(folder / "info.json"),
         lambda folder: shutil.rmtree(folder),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -253,6 +254,25 @@ def test_a_streamed_run_resumes_to_the_bit(tmp_path):
     assert_same_weights(whole, broken)
 
 
+@pytest.mark.parametrize("memory", [1, 1e-9], ids=["in memory", "in a file"])
+def test_a_run_on_random_crops_resumes_to_the_bit(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        Image.fromarray(pixels.integers(0, 256, (12, 30 + i), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    settings = {"dataset": str(tmp_path / "images"), "class_conditional": False, "sample_size": 8, "max_images": None}
+    settings |= {"resize": "crop", "random_crop": True, "max_memory_gb": memory}
+    tiny_run(tmp_path / "whole", **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-12")
+    shutil.rmtree(tmp_path / "broken" / "pipeline")
+    tiny_run(tmp_path / "broken", **settings)
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    with pytest.raises(UserError, match="holds a run with random_crop=True, not False"):
+        tiny_run(tmp_path / "broken", **{**settings, "random_crop": False})
+
+
 def test_the_data_side_of_a_run_is_reported(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for i in range(30):
@@ -262,7 +282,7 @@ def test_the_data_side_of_a_run_is_reported(tmp_path, capsys):
     with pytest.raises(UserError, match=r"row 7 .*07\.png"):
         tiny_run(tmp_path / "run", **settings)
     trainer = tiny_run(tmp_path / "run", **settings, on_bad_image="skip")
-    assert "1 bad images skipped" in capsys.readouterr().out
+    assert "; left out: 1 bad image (first: row 7 of data set " in capsys.readouterr().out
     assert "07.png" in facts(trainer).described()["Bad images skipped"]
 
 
