@@ -78,7 +78,8 @@ def _classes(data, used: bool) -> str:
     if len(names) <= MOST_CLASSES:
         shown = [f"{name} {count:,}" for name, count in zip(names, counts)] if counts else [*names]
     else:
-        shown = [f"{min(counts):,} to {max(counts):,} images each"] if counts else []
+        least, most = (min(counts), max(counts)) if counts else (0, 0)
+        shown = [f"{least:,}{f' to {most:,}' if most > least else ''} images each"] if counts else []
     if called := [name for name in names if name.lower() in SPLIT_WORDS]:
         shown.append(f"{', '.join(called)}: a class, not a split")
     if not used:

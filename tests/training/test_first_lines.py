@@ -75,6 +75,11 @@ FIRST_LINES = {
         {},
         "12 images of train in 8 classes (1 to 2 images each)",
     ),
+    "many classes of one size": (
+        [f"{name}/*2.png" for name in "abcdefgh"],
+        {},
+        "16 images of train in 8 classes (2 images each)",
+    ),
     "several splits": (
         ["train/*3.png", "val/*2.png", "test/*2.png"],
         {"dataset_split": "train+val", "class_conditional": False},

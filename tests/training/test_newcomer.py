@@ -49,7 +49,7 @@ def test_the_section_does_what_it_says(tmp_path):
         outputs.append(result.stdout)
         assert (tmp_path / "runs" / "mine").exists() == ("--dry_run" not in words)
     planned, trained, sampled = outputs
-    assert "23, 3 x 32 x 32, no labels" in planned
+    assert "23 images of 3x32x32 of train, no labels" in planned
     assert "time to finish" in planned
     assert "exported runs/mine/pipeline" in trained
     assert "wrote grid.png: 16 pictures" in sampled

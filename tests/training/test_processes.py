@@ -312,7 +312,7 @@ def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):
     assert train.main([*SMOKE, "--output_dir", str(tmp_path / "run"), "--dry_run"]) == 0
     output = capsys.readouterr().out
     assert "time to finish" in output
-    assert "903, 1 x 32 x 32, 10 classes" in output
+    assert "903 images of 1x32x32 of train in 10 classes (" in output
     assert not (tmp_path / "run").exists()
 
 
