@@ -1,5 +1,6 @@
 """Checkpoint folders: written whole or not at all, checked against their manifest, rotated."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -121,7 +122,8 @@ def rotate(run: Path, limit: int, best_step: int | None):
     """Keep the ``limit`` newest checkpoints and that of ``best_step``, and nothing half-written."""
     for old in checkpoints_of(run)[:-limit]:
         if step_of(old) != best_step:
-            _remove(old)
+            with contextlib.suppress(PermissionError):  # on Windows, of a file that somebody reads: next time
+                _remove(old)
     for leftover in run.glob("checkpoints/.step-*.partial"):
         if re.fullmatch(r"\.step-\d+(\.old)?\.partial", leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)

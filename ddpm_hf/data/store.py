@@ -59,7 +59,9 @@ def store_images(
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not keep:
-            with tempfile.TemporaryDirectory(dir=root, prefix=f".{folder.name}-") as parent:
+            # Windows deletes no file that is mapped: there, it stays until the set is kept or the cache cleared
+            aside = tempfile.TemporaryDirectory(dir=root, prefix=f".{folder.name}-", ignore_cleanup_errors=True)
+            with aside as parent:
                 return _opened(_made(Path(parent) / folder.name, shape, make))
         with FileLock(root / f"{folder.name}.lock"):
             if found := find_images(key):

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    AutoModel,
+    AutoPipelineForText2Image,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    UNet2DModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.training_utils import EMAModel
 from helpers import tiny_pipeline
@@ -31,6 +39,7 @@ class Case:
     """``do(pipeline, folder)``, and how it ends with our pipeline and with a stock one.
 
     says: a part of our line. since: the first diffusers that does so, where the oldest that is supported does not.
+    theirs: how ours ends is the doing of diffusers, or of torch, whatever the model; ``says`` is a part of its words.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Case:
     stock: str = RIGHT
     says: str = ""
     since: str = "0"
+    theirs: bool = False
 
 
 def ours() -> DiffusionPipeline:
@@ -213,6 +223,33 @@ def gradient_checkpointing(pipe, folder):
     return pipe.unet.is_gradient_checkpointing
 
 
+# ---- loading
+
+
+def loading(**options):
+    return lambda pipe, folder: len(loaded(pipe, saved(pipe, folder / "model"), **options)(2, **STEPS).images) == 2
+
+
+def loading_with(part):
+    def do(pipe, folder):
+        replaced = DDIMScheduler.from_config(pipe.scheduler.config) if part == "scheduler" else pipe.unet
+        return loading(**{part: replaced})(pipe, folder)
+
+    return do
+
+
+def loading_by(load):
+    return lambda pipe, folder: load(str(saved(pipe, folder / "model"))) is not None
+
+
+def a_file_is_missing(name):
+    def do(pipe, folder):
+        (saved(pipe, folder / "model") / name).unlink()
+        return loaded(pipe, folder / "model")
+
+    return do
+
+
 # ---- saving
 
 
@@ -364,10 +401,29 @@ LATENTS = [
     ),
 ]
 SAMPLING = {"num_inference_steps": None}
+SAME_AS_STOCK = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+)
+# whose step takes no generator, which a stock DDPMPipeline gives to every one
+WITHOUT_GENERATOR = (
+    "UniPCMultistepScheduler",
+    "HeunDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "KDPM2DiscreteScheduler",
+)
 SCHEDULERS = [
-    *(Case(name, another_scheduler(name)) for name in ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler")),
-    Case("UniPC", another_scheduler("UniPCMultistepScheduler"), RIGHT, ERROR),
-    Case("Heun", another_scheduler("HeunDiscreteScheduler"), RIGHT, ERROR),
+    *(Case(name, another_scheduler(name)) for name in SAME_AS_STOCK),
+    *(Case(name, another_scheduler(name), RIGHT, ERROR) for name in WITHOUT_GENERATOR),
+    Case("zero SNR", another_scheduler("DDIMScheduler", rescale_betas_zero_snr=True, timestep_spacing="trailing")),
     Case("karras sigmas", another_scheduler("DPMSolverMultistepScheduler", use_karras_sigmas=True)),
     Case("exponential sigmas", another_scheduler("EulerDiscreteScheduler", use_exponential_sigmas=True)),
     Case("another process", another_scheduler("FlowMatchEulerDiscreteScheduler"), LINE, RIGHT, "alphas_cumprod"),
@@ -400,6 +456,40 @@ COMPONENTS = [
     Case("a pickle", pickled),
     Case("attention slicing", lambda pipe, folder: [pipe.enable_attention_slicing(), pixels(pipe)]),
 ]
+CODE, LIBRARIES = "contains custom code", "is not one of the libraries Diffusers can load components from"
+FP16 = {"variant": "fp16", "torch_dtype": torch.float16}
+LOADING = [
+    Case("load in float16", loading(torch_dtype=torch.float16)),
+    Case("load with less memory", loading(low_cpu_mem_usage=True)),
+    Case("load safe files alone", loading(use_safetensors=True)),
+    Case("load an option that is unknown", loading(nothing=3)),
+    Case("load a variant that is missing", loading(**FP16), LINE, LINE, "no such modeling files", theirs=True),
+    Case("load with another scheduler", loading_with("scheduler"), LINE, RIGHT, LIBRARIES, "0.42.1", theirs=True),
+    Case("load with another network", loading_with("unet"), LINE, RIGHT, LIBRARIES, "0.42.1", theirs=True),
+    Case(
+        "load for prompts",
+        loading_by(AutoPipelineForText2Image.from_pretrained),
+        *(LINE, LINE),
+        "AutoPipeline",
+        theirs=True,
+    ),
+    Case("load without trust", loading_by(DiffusionPipeline.from_pretrained), ERROR, RIGHT, CODE, "0.38", theirs=True),
+    Case("load as a stock pipeline", loading_by(DDPMPipeline.from_pretrained), ERROR, RIGHT, CODE, "0.38", theirs=True),
+    Case("load onto balanced devices", loading(device_map="balanced"), ERROR, RIGHT, CODE, "0.38", theirs=True),
+    Case(
+        "load without weights",
+        a_file_is_missing("unet/diffusion_pytorch_model.safetensors"),
+        *(ERROR, ERROR, "no file named diffusion_pytorch_model"),
+        theirs=True,
+    ),
+    Case(
+        "load without settings",
+        a_file_is_missing("unet/config.json"),
+        *(ERROR, ERROR, "no file named config.json"),
+        theirs=True,
+    ),
+    Case("float8 for all", in_dtype(torch.float8_e4m3fn), ERROR, ERROR, "not implemented for", theirs=True),
+]
 SAVING = [
     Case("save and load", save_and_load),
     Case("save twice", save_over_an_older_save),
@@ -427,7 +517,7 @@ SAVING = [
         *(LINE, LINE, "unet is of class DataParallel"),
     ),
 ]
-CASES = [*PICTURES, *SEEDS, *CLASSES, *LATENTS, *SCHEDULERS, *COMPONENTS, *SAVING]
+CASES = [*PICTURES, *SEEDS, *CLASSES, *LATENTS, *SCHEDULERS, *COMPONENTS, *LOADING, *SAVING]
 
 
 def outcome(do: Callable, pipeline, folder) -> tuple[str, str]:

@@ -141,3 +141,51 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         export_pipeline(folder, tiny_pipeline())
     assert (folder / "model_index.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_old_checkpoint_that_is_read_goes_next_time(tmp_path, monkeypatch):
+    """Windows renames no folder of a file that is open."""
+    from pathlib import Path
+
+    from ddpm_hf.checkpoints import checkpoints_of, rotate, write_checkpoint
+
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path / "checkpoints" / f"step-{step}", lambda folder: (folder / "a").write_text("a"))
+    rename = Path.rename
+
+    def fails(path, target):
+        if path.name == "step-1":
+            raise PermissionError(13, "The process cannot access the file")
+        return rename(path, target)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(Path, "rename", fails)
+        rotate(tmp_path, 1, None)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-1", "step-3"]
+    rotate(tmp_path, 1, None)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-3"]
+
+
+def test_images_that_are_mapped_need_not_be_deleted(tmp_path, monkeypatch):
+    """As a large set is that is not to be kept: Windows deletes no file that is mapped."""
+    import numpy as np
+
+    from ddpm_hf.data import store
+
+    monkeypatch.setattr(store, "cache_root", lambda: tmp_path)
+    pictures = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+
+    def fails(path, *arguments, **options):
+        raise PermissionError(13, "The process cannot access the file", str(path))
+
+    def make(write):
+        write(pictures)
+        return {}
+
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "unlink", fails)
+        images, _ = store.store_images("a set", False, pictures.shape, make)
+    assert np.array_equal(images, pictures)
+    assert len(list(tmp_path.iterdir())) == 1
+    store.store_images("a set", True, pictures.shape, make)
+    assert [path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")] == []
