@@ -2,10 +2,21 @@
 
 import sys
 
-from ddpm_hf.commands import deploy_space, distill, evaluate, export, noise, push, report, sample, train_features
+from ddpm_hf.commands import (
+    deploy_space,
+    distill,
+    evaluate,
+    export,
+    export_web,
+    noise,
+    push,
+    report,
+    sample,
+    train_features,
+)
 from ddpm_hf.errors import Parser, echo, run_command
 
-COMMANDS = (sample, evaluate, train_features, noise, report, export, distill, push, deploy_space)
+COMMANDS = (sample, evaluate, train_features, noise, report, export, export_web, distill, push, deploy_space)
 
 
 def main(argv: list[str] | None = None) -> int:

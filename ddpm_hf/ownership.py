@@ -94,6 +94,20 @@ PIPELINE = Layout(
         *("scheduler/scheduler_config.json", f"scheduler/{SOURCE}"),
     ),
 )
+WEB = Layout(
+    "model.json",
+    lambda path: mapping(read_json, path).get("made_by") == "ddpm_hf export-web",
+    (
+        "model.json",
+        "model.onnx",
+        "index.html",
+        "app.js",
+        "sampler.js",
+        "style.css",
+        "runtime/ort*",
+        "runtime/README.txt",
+    ),
+)
 CLASSIFIER = Layout("config.json", _is_classifier, ("config.json", *WEIGHTS))
 
 

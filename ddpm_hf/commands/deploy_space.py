@@ -1,9 +1,10 @@
 """``python -m ddpm_hf deploy-space``: a Space that shows a model, made or brought up to date."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
-from ddpm_hf.errors import echo
+from ddpm_hf.errors import UserError, echo
 from ddpm_hf.hub.retries import USUAL
 
 
@@ -25,6 +26,10 @@ def add_parser(commands):
     parser.add_argument("--hardware", help="that a new Space asks for, such as t4-small; default: the free one")
     parser.add_argument("--zero-gpu", action="store_true", help="hardware, requirements and Python of ZeroGPU")
     parser.add_argument(
+        "--static", action="store_true", help="a page that runs the model in the visitor's browser, as of export-web"
+    )
+    parser.add_argument("--runtime", help="with --static: folder with the dist files of onnxruntime-web")
+    parser.add_argument(
         "--secret",
         action="append",
         default=[],
@@ -39,6 +44,11 @@ def run(arguments):
     from ddpm_hf.hub.space import prepared_space
     from ddpm_hf.hub.upload import send
 
+    if arguments.static:
+        _run_static(arguments)
+        return
+    if arguments.runtime:
+        raise UserError("--runtime is of --static, the page that runs in the browser.")
     with prepared_space(
         arguments.space_id,
         arguments.model,
@@ -59,6 +69,29 @@ def run(arguments):
         echo(line)
 
 
+def _run_static(arguments):
+    from ddpm_hf.commands.export_web import write_page
+    from ddpm_hf.hub import EMBEDDED_MODEL, public_name
+    from ddpm_hf.hub.loading import is_hub_id
+    from ddpm_hf.hub.space import static_space
+    from ddpm_hf.hub.upload import send
+
+    for name in ("hardware", "zero_gpu", "secret"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')} is of a Space that computes; a static one has no machine.")
+    model = arguments.model or str(EMBEDDED_MODEL)
+    title = arguments.title or public_name(model)
+    with tempfile.TemporaryDirectory(prefix="ddpm-hf-space-") as temporary:
+        write_page(Path(temporary) / "page", model, arguments.revision, title, arguments.runtime)
+        shown = model if is_hub_id(model) else None
+        upload = static_space(arguments.space_id, Path(temporary) / "page", title, shown, arguments.private)
+        if arguments.dry_run:
+            _show(upload)
+        else:
+            answer = send(upload)
+            echo(f"{'deployed' if answer['changed'] else 'unchanged:'} {answer['url']}")
+
+
 def _show(upload):
     sizes = {name: Path(path).stat().st_size for name, path in upload.files.items()}
     echo(f"Space {upload.repo_id} would hold {len(sizes)} files of {sum(sizes.values()):,} bytes:")
@@ -66,6 +99,8 @@ def _show(upload):
     for name, size in sizes.items():
         echo(f"{size:>12,}  {name}")
     for name in ("README.md", "requirements.txt"):
+        if name not in upload.files:
+            continue
         text = Path(upload.files[name]).read_text(encoding="utf-8").rstrip()
         for line in ("", f"{name}:", "", *text.splitlines()):
             echo(line)

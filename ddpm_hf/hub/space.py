@@ -21,6 +21,7 @@ from ddpm_hf.hub.publishing import frozen_upload_of, refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, RetryLimits, again, look_at
 from ddpm_hf.hub.run_files import is_private_run, read_object, run_files_of
 from ddpm_hf.hub.upload import Upload, check_upload, send
+from ddpm_hf.ownership import WEB
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 OF_PACKAGE = ("*.py", "*/*.py", "*.jinja", *(f"ui/static/*.{kind}" for kind in ("css", "html", "js", "svg")))
@@ -153,6 +154,46 @@ def prepared_space(
         )
         check_upload(upload, token)
         yield upload, [*left_out, *_advice(shown, values)]
+
+
+def static_space(
+    space_id: str, page: Path, title: str, model_id: str | None, private: bool | None, limits: RetryLimits = USUAL
+) -> Upload:
+    """The upload of a page of ``export-web``, which runs its model in the visitor's browser.
+
+    Args:
+        page: folder of the page; its README.md is written.
+        model_id: of a model of the Hub, for the Space's card.
+
+    Raises:
+        UserError: if a Space of that name is another app.
+    """
+    refuse_bad_id(space_id)
+    front = {"title": title, "emoji": "🎲", "colorFrom": "blue", "colorTo": "indigo", "sdk": "static", "pinned": False}
+    # with these, the browser gives the page all its threads
+    isolated = {"cross-origin-embedder-policy": "require-corp", "cross-origin-opener-policy": "same-origin"}
+    front |= {"custom_headers": isolated | {"cross-origin-resource-policy": "cross-origin"}}
+    front |= {"models": [model_id]} if model_id else {}
+    (page / "README.md").write_text(
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {title}\n\n"
+        f"The model runs in your browser.\n\n{MADE_WITH} --static --space-id {space_id}`, which also brings it up to "
+        f"date.\n",
+        encoding="utf-8",
+    )
+    names = [path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()]
+    upload = Upload(
+        space_id,
+        {name: str(page / name) for name in sorted(names)},
+        f"Show {title}",
+        stale=list(WEB.names),
+        repo_type="space",
+        private=private,
+        space_sdk="static",
+        marker=("sampler.js", MADE_WITH),
+        limits=limits,
+    )
+    check_upload(upload)
+    return upload
 
 
 # ---- the model
