@@ -109,6 +109,9 @@ class TrainConfig(BaseModel):
     image_column: str | None = Field(None, description="column with the images; found by its type when not named")
     label_column: str | None = Field(None, description="column with the labels; found by its type when not named")
     caption_column: str | None = Field(None, description="column with the captions; found by its name when not named")
+    caption_template: str | None = Field(
+        None, description="caption of images that have none, of their class: 'a picture of {}'"
+    )
     label_names: tuple[str, ...] | None = Field(
         None, max_length=100_000, description="class names, where the data set has none"
     )
@@ -180,7 +183,15 @@ class TrainConfig(BaseModel):
         description="side of the pixel patches that become channels; 4 works on maps of sample_size / 4",
     )
     class_conditional: bool = Field(False, description="train with the labels, for guidance and choice of class")
-    class_dropout_prob: float = Field(0.1, ge=0, le=1, description="share of labels replaced by the null class")
+    class_dropout_prob: float = Field(
+        0.1, ge=0, le=1, description="share of labels replaced by the null class, or of captions by no words"
+    )
+    text_encoder: str | None = Field(
+        None,
+        min_length=1,
+        description="train with the captions, read by this encoder of transformers, which is not trained: Hub id or "
+        "folder of a CLIP text model, a BERT or a T5; null: without words",
+    )
 
     init_from: str | None = Field(
         None,
@@ -259,6 +270,12 @@ class TrainConfig(BaseModel):
     validation_steps: int = Field(500, ge=1, le=MANY, description="steps between validation losses")
     sample_steps: int = Field(1000, ge=1, le=MANY, description="steps between sample grids")
     num_samples: int = Field(20, ge=1, le=1000, description="images in a sample grid")
+    sample_prompts: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="prompts of the sample grids, in turn; null: captions of images that are validated on",
+    )
     score_features: str | None = Field(
         None,
         description="features for a few-step Frechet distance in training, as for evaluate: fashion-mnist, inception, "
@@ -346,6 +363,22 @@ class TrainConfig(BaseModel):
             raise ValueError("distill_from is a setting of model my_unet")
         if self.distill_from and self.init_from:
             raise ValueError("a student starts from its teacher: leave init_from out, or distill_from")
+        if self.model == "unet2d" and self.text_encoder:
+            raise ValueError("model unet2d reads no words; use model my_unet with text_encoder")
+        if self.text_encoder and self.class_conditional:
+            raise ValueError(
+                "train with classes or with words: class_conditional or text_encoder; caption_template makes captions "
+                "of the class names"
+            )
+        if self.text_encoder and self.distill_from:
+            raise ValueError("models that read words cannot be distilled: leave distill_from out, or text_encoder")
+        if self.text_encoder and self.streaming:
+            raise ValueError("text_encoder reads all captions before the training: use streaming: false")
+        if self.text_encoder is None and (self.caption_template or self.sample_prompts):
+            name = "caption_template" if self.caption_template else "sample_prompts"
+            raise ValueError(f"{name} does nothing without text_encoder")
+        if self.caption_template is not None and "{}" not in self.caption_template:
+            raise ValueError("caption_template needs {} where the name of the class goes, as in 'a picture of {}'")
         if self.model == "unet2d" and self.patch_size > 1:
             raise ValueError("patch_size is a setting of model my_unet; with model unet2d use patch_size: 1")
         if self.model == "my_unet" and "layers_per_block" in self.model_fields_set and self.layers_per_block != 2:
@@ -496,6 +529,18 @@ class SchedulerPart(_ModelPart):
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(f"trained_betas has {len(self.trained_betas)} values for {self.num_train_timesteps} steps")
         return self
+
+
+class TextEncoderPart(_ModelPart):
+    """text_encoder/config.json of one of transformers' encoders; each has some of these."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=10**7)] = 1
+    hidden_size: Width = 1
+    d_model: Width = 1
+    intermediate_size: Annotated[int, Field(ge=1, le=65_536)] = 1
+    d_ff: Annotated[int, Field(ge=1, le=65_536)] = 1
+    num_hidden_layers: Annotated[int, Field(ge=0, le=1000)] = 1
+    num_layers: Annotated[int, Field(ge=0, le=1000)] = 1
 
 
 def check_part(part: type[BaseModel], values: dict[str, Any], file: str):

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ddpm_hf.errors import UserError
 
 GIB = 2**30
+MOST_TOKENS = 77  # as in ddpm_hf.pipeline, which needs diffusers
 _call_bytes = weakref.WeakKeyDictionary()  # network -> bytes of a call with one image
 
 
@@ -70,7 +71,7 @@ def sampling_bytes(pipeline, num_images: int, batch_size: int, num_frames: int =
     rows, columns = _sides(pipeline.unet)
     height, width = pipeline.config.get("output_height") or rows, pipeline.config.get("output_width") or columns
     values = pipeline.unet.config.in_channels * height * width
-    guided = 1 if pipeline.num_classes is None else 2
+    guided = 2 if pipeline.can_be_guided else 1
     at_once = min(num_images, batch_size) * (guided * call_bytes(pipeline.unet) + 4 * 4 * values)  # four in float32
     return at_once + num_images * (1 + num_frames) * values
 
@@ -85,7 +86,7 @@ def call_bytes(unet: torch.nn.Module) -> int:
         try:
             network, images, timesteps = on_meta(unet, 1)
             with _Peak() as peak:
-                network.eval()(images, timesteps)
+                network.eval()(images, timesteps, **some_words(unet, 1, "meta"))
             _call_bytes[unet] = peak.bytes
         except Exception:
             _call_bytes[unet] = 0
@@ -98,6 +99,12 @@ def on_meta(unet: torch.nn.Module, batch_size: int) -> tuple[torch.nn.Module, to
         images = torch.empty(batch_size, unet.config.in_channels, *_sides(unet))
         timesteps = torch.zeros(batch_size, dtype=torch.long)
         return type(unet).from_config(unet.config), images.contiguous(memory_format=torch.channels_last), timesteps
+
+
+def some_words(unet: torch.nn.Module, batch_size: int, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Arguments for a network that reads words, as many as it reads at once; {} for others."""
+    width = getattr(unet.config, "cross_attention_dim", None)
+    return {} if width is None else {"encoder_hidden_states": torch.ones(batch_size, MOST_TOKENS, width, device=device)}
 
 
 def _sides(unet: torch.nn.Module) -> tuple[int, int]:

@@ -18,6 +18,11 @@ from ddpm_hf.reading import read_json, read_yaml
 PREPARED = (".*", "README.md", "LICENSE*")  # what a new folder or a clone of a new repository may hold
 SOURCE = f"ddpm_hf_*_{'[0-9a-f]' * 12}.py"  # the code of a component; the name holds its hash
 WEIGHTS = ("diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index*.json")
+# of a tokenizer and a text encoder, as transformers writes them
+OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+OF_TOKENIZER += ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+OF_TEXT_ENCODER = ("config.json", "model*.safetensors", "model.safetensors.index*.json")
+OF_WORDS = (*(f"tokenizer/{name}" for name in OF_TOKENIZER), *(f"text_encoder/{name}" for name in OF_TEXT_ENCODER))
 INDEX_ORDER = ("_class_name", "_diffusers_version", "unet", "scheduler")  # keys of model_index.json; see is_our_index
 # settings that every run has saved since 0.1.0, and that together no other program has
 SETTINGS = {"output_dir", "sample_size", "train_batch_size", "num_train_timesteps", "class_dropout_prob"}
@@ -92,6 +97,7 @@ PIPELINE = Layout(
     (
         *("model_index.json", SOURCE, "unet/config.json", f"unet/{SOURCE}", *(f"unet/{name}" for name in WEIGHTS)),
         *("scheduler/scheduler_config.json", f"scheduler/{SOURCE}"),
+        *OF_WORDS,
     ),
 )
 WEB = Layout(

@@ -29,7 +29,7 @@ class Facts(BaseModel):
     images: trained on; None for a stream. mode: gray or RGB. batch_size: images a step. device_type: as of torch.
     wall_seconds: of the training, over all its starts. bad_images: a line for each image that was skipped.
     hub_datasets: ids of data sets of the Hub. base_model: Hub id that the run started from. settings_from: where the
-    settings come from. code: our commit.
+    settings come from. code: our commit. prompts: some that the run's grids show.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -53,6 +53,7 @@ class Facts(BaseModel):
     base_model: str | None = None
     settings_from: str | None = None
     code: str | None = None
+    prompts: list[str] = []
 
     def described(self) -> dict[str, str]:
         """Label -> text of what is known, for people."""

@@ -91,6 +91,7 @@ DEFAULT_SAMPLER = "dpm-sde"
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 2.0
 DEFAULT_GUIDED_SHARE = 0.4
+WORDS_GUIDANCE = 4.0  # towards words, at all timesteps: what a picture shows is decided early
 OWN_SAMPLERS = ("dpm", "dpm-sde", "ddim")  # that a model can be exported with
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.errors import UserError, nearest, one_line, printable
 from ddpm_hf.figures import class_columns, make_grid, pick_frames
 from ddpm_hf.memory import refuse_beyond_memory, sampling_bytes
-from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.pipeline import MyDDPMPipeline, check_text
 from ddpm_hf.samplers import (
     DEFAULT_GUIDANCE,
     DEFAULT_GUIDED_SHARE,
@@ -22,6 +22,7 @@ from ddpm_hf.samplers import (
     DEFAULT_STEPS,
     OWN_SAMPLERS,
     SAMPLERS,
+    WORDS_GUIDANCE,
     make_scheduler,
 )
 from ddpm_hf.scheduler import MyDDPMScheduler
@@ -77,19 +78,21 @@ class Sampling:
     guidance_interval: tuple[float, float] | None
 
 
-def run_sampling(num_train_timesteps: int, conditional: bool) -> Sampling:
+def run_sampling(num_train_timesteps: int, conditional: bool, words: bool = False) -> Sampling:
     """What a training run writes into its model, and what models of version 0.1, which carry nothing, take."""
     steps = min(DEFAULT_STEPS, num_train_timesteps)
     if not conditional:
         return Sampling(DEFAULT_SAMPLER, steps, 1.0, None)
+    if words:
+        return Sampling(DEFAULT_SAMPLER, steps, WORDS_GUIDANCE, (0, num_train_timesteps))
     return Sampling(DEFAULT_SAMPLER, steps, DEFAULT_GUIDANCE, (0, round(DEFAULT_GUIDED_SHARE * num_train_timesteps)))
 
 
 def own_sampling(pipeline: MyDDPMPipeline) -> Sampling:
     """What the model was exported with; what it does not say is that of ``run_sampling``."""
     config, scheduler = pipeline.config, pipeline.scheduler.config
-    conditional = pipeline.num_classes is not None
-    usual = run_sampling(scheduler.num_train_timesteps, conditional)
+    conditional = pipeline.can_be_guided
+    usual = run_sampling(scheduler.num_train_timesteps, conditional, pipeline.words_dim is not None)
     named = {SAMPLERS[name].settings["algorithm_type"]: name for name in ("dpm", "dpm-sde")}
     scale, interval = usual.guidance_scale, usual.guidance_interval
     if conditional and config.get("guidance_scale") is not None:
@@ -102,7 +105,7 @@ def own_sampling(pipeline: MyDDPMPipeline) -> Sampling:
 
 def carried_interval(pipeline: MyDDPMPipeline) -> tuple[float, float] | None:
     """The interval for a scale that is asked for without one: the model's, else all timesteps, as in version 0.1."""
-    if pipeline.num_classes is None:
+    if not pipeline.can_be_guided:
         return None
     return tuple(pipeline.config.get("guidance_interval") or (0, pipeline.scheduler.config.num_train_timesteps))
 
@@ -167,7 +170,7 @@ def checked_guidance(
     scale = own.guidance_scale if scale is None else scale
     if not abs(scale) <= LARGEST_GUIDANCE:  # NaN is not
         raise UserError(f"--guidance-scale must lie within {LARGEST_GUIDANCE}, got {scale}.")
-    if pipeline.num_classes is None:
+    if not pipeline.can_be_guided:
         given = "--guidance-scale" if scale != 1 else "--guidance-interval" if interval is not None else None
         if given:
             raise UserError(f"{given} was given, but the model has no classes to guide towards: leave it out.")
@@ -223,11 +226,31 @@ def labels_in_turn(pipeline: MyDDPMPipeline, seeds: range, chosen: list[int] | N
     return [chosen[seed % len(chosen)] for seed in seeds]
 
 
+def checked_prompts(pipeline: MyDDPMPipeline, prompts: Sequence[str] | None, option: str = "--prompt") -> list[str]:
+    """``prompts``, if the model can read them; [] for none.
+
+    Raises:
+        UserError: for a text that is no prompt, or a model that reads no words.
+    """
+    prompts = list(prompts or ())
+    if prompts and pipeline.text_encoder is None:
+        lacks = "has no text encoder" if pipeline.words_dim else "reads no words"
+        raise UserError(f"{option} was given, but the model {lacks}: leave it out.")
+    try:
+        for prompt in prompts:
+            check_text(option, prompt)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return prompts
+
+
 def generate(
     pipeline: MyDDPMPipeline,
     num_images: int,
     *,
     labels: list[int] | None = None,
+    prompts: list[str] | None = None,
+    negative_prompt: str | None = None,
     guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     steps: int | None = None,
@@ -242,6 +265,8 @@ def generate(
 
     Args:
         labels: classes taken in turn by the seeds; None is all classes of a conditional model.
+        prompts: taken in turn by the images, the first by the first; None or none are images of anything.
+        negative_prompt: what all are guided away from.
         num_frames: also keep so many frames, evenly spaced over the steps, the finished images last.
         progress: show a bar.
 
@@ -261,6 +286,9 @@ def generate(
         for start in range(0, num_images, batch_size):
             chunk = seeds[start : start + batch_size]
             chunk_labels = result.labels and result.labels[start : start + batch_size]
+            if prompts:
+                options["prompt"] = [prompts[(s - seed) % len(prompts)] for s in chunk]
+                options["negative_prompt"] = negative_prompt
             frames = _denoise(pipeline, chunk, chunk_labels, options, num_frames, batches, bar)
             result.images += frames[-1]
             if num_frames:
@@ -300,6 +328,7 @@ def settings_note(
     sampler: str,
     steps: int,
     seed: int,
+    prompt: str | None = None,
 ) -> dict:
     """How images were made, to be kept with them: what the page, a link and ``/generate`` take too."""
     interval = {} if guidance_interval is None else {"guidance_interval": list(whole_numbers(guidance_interval))}
@@ -307,6 +336,7 @@ def settings_note(
         "model": model,
         "num_images": num_images,
         "class_name": class_name,
+        **({} if prompt is None else {"prompt": prompt}),
         "guidance_scale": float(guidance_scale),
         **interval,
         "sampler": sampler,

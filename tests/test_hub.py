@@ -518,7 +518,7 @@ def test_a_component_that_would_be_left_out_is_refused(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     change_json(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
     (folder / "vqvae").mkdir()
-    with pytest.raises(UserError, match="has a component vqvae; a push takes unet and scheduler only"):
+    with pytest.raises(UserError, match="has a component vqvae; a push takes unet, scheduler, tokenizer and"):
         push(folder, "alice/m")
 
 

@@ -105,7 +105,7 @@ def test_guidance_is_the_formula():
     with torch.no_grad():
         with_class = pipeline.unet(x, 5, labels).sample
         with_null = pipeline.unet(x, 5, torch.tensor([3, 3])).sample
-        guided = pipeline._predict(x, torch.tensor(5), labels, 2.5)
+        guided = pipeline._predict(x, torch.tensor(5), pipeline._condition(labels, None), 2.5)
     assert (guided - (with_null + 2.5 * (with_class - with_null))).abs().max() < 1e-5
 
 

@@ -7,6 +7,7 @@ from ddpm_hf.data.arrays import ImageData
 from ddpm_hf.data.images import BadImage, decode, image_suffixes, is_gray, to_mode
 from ddpm_hf.data.loading import load_images, open_data
 from ddpm_hf.data.order import ImageOrder, epoch_order, mixed_seed
+from ddpm_hf.data.store import store_images
 from ddpm_hf.data.stream import ImageStream, open_stream
 from ddpm_hf.source import Source
 
@@ -24,5 +25,6 @@ __all__ = [
     "mixed_seed",
     "open_data",
     "open_stream",
+    "store_images",
     "to_mode",
 ]

@@ -28,7 +28,7 @@ class ImageData:
     source_names: what each set is called.
     skipped: a line for every image that could not be used.
     known_classes: classes that the sets have, images of which need not be among these.
-    captions: a text for each image, "" where it has none, or None.
+    captions: a text for each image, "" where it has none, or a list of texts; or None.
     left_out: what is not used, with its number and the reason. notes: lines on what may surprise.
     splits: of each set, the split that they are of; "held out of train" where they were taken from that.
     """
@@ -44,7 +44,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()
     known_classes: int = 0
     splits: tuple[str, ...] = ()
-    captions: list[str] | None = None
+    captions: list[str | list[str]] | None = None
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -128,7 +128,7 @@ def open_data(sources: Sequence[Source], **settings) -> tuple[ImageData, ImageDa
     return train, image_data(np.concatenate(pieces), used, splits=tuple(names), skipped=tuple(skipped))
 
 
-def _captions(parts: list[Part]) -> list[str] | None:
+def _captions(parts: list[Part]) -> list[str | list[str]] | None:
     """The captions of all images, "" for those that have none, or None where no set has any."""
     if all(part.table.captions is None for part in parts):
         return None

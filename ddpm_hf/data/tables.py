@@ -24,11 +24,11 @@ class Table:
     """Rows of one split.
 
     labels: int64 (N,), -1 where a row has none, or None. names: class names in the order of the labels, or None.
-    captions: a text for each row, "" where it has none, or None. identity: text that changes when the rows do. where:
-    how messages call it. note: what could be the labels, where that is not clear.
+    captions: a text for each row, "" where it has none, or a list of texts; or None. identity: text that changes when
+    the rows do. where: how messages call it. note: what could be the labels, where that is not clear.
     """
 
-    def __init__(self, source, split: str, count: int, labels, names, identity: str, captions: list[str] | None = None):
+    def __init__(self, source, split: str, count: int, labels, names, identity: str, captions: list | None = None):
         self.source, self.split, self.count, self.identity = source, split, count, identity
         self.where = f"data set {source.dataset!r}"
         if not count:
@@ -84,7 +84,7 @@ class EncodedTable(Table):
         labels, names = (
             label_values(table, label_column, source.dataset) if label_column and len(table) else (None, None)
         )
-        captions = [text or "" for text in table[caption_column]] if caption_column else None
+        captions = [_captions_of(value) for value in table[caption_column]] if caption_column else None
         identity = f"{table._fingerprint} {self.column}"
         super().__init__(source, split, len(table), labels, names, identity, captions)
         self.note = note
@@ -199,9 +199,9 @@ def image_columns(features, source, table=None) -> tuple[str, str | None, str | 
         raise UserError(f"{where} has no images: its columns are {', '.join(features) or 'none'}.")
     if image_column not in holds:
         raise UserError(f"column {image_column!r} of {where} does not hold images.")
-    texts = {name for name, kind in features.items() if _is_text(kind) and name not in named[:2]}
+    texts = {name for name, kind in features.items() if _holds_texts(kind) and name not in named[:2]}
     caption_column = source.caption_column or _named(texts, CAPTION_NAMES)
-    if caption_column and not _is_text(features[caption_column]):
+    if caption_column and not _holds_texts(features[caption_column]):
         raise UserError(f"column {caption_column!r} of {where} does not hold texts.")
     label_column = source.label_column or _column_of_type(features, ClassLabel)
     plain = {name for name, kind in features.items() if isinstance(kind, Value)} - {image_column, caption_column}
@@ -225,6 +225,18 @@ def _is_text(kind) -> bool:
     from datasets import Value
 
     return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+
+
+def _holds_texts(kind) -> bool:
+    """A text in each row, or a list of some."""
+    from datasets import LargeList, List
+
+    return _is_text(kind.feature if isinstance(kind, List | LargeList) else kind)
+
+
+def _captions_of(value: str | list | None) -> str | list[str]:
+    """The captions of a row: of several, those that say something."""
+    return [text for text in value if text] if isinstance(value, list) else value or ""
 
 
 def _may_hold_images(kind) -> bool:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.errors import printable
 from ddpm_hf.evaluation.report_schema import TITLES, EvaluationReport
 from ddpm_hf.hub.run_files import RunFiles, without_paths
 from ddpm_hf.reading import is_finite, parse_yaml
@@ -26,6 +28,8 @@ SAMPLER = {
     "sample_max_value": 1.0,
 }
 FACTS = ("mode", "device", "settings_from", "code")  # texts that the card shows
+EXAMPLE_PROMPTS = ["a red apple"]  # of a model that reads words, whose run is not known
+LONGEST_PROMPT = 200  # characters
 MOST_IN_ROW = 4  # grids of the run's course
 TAGS = ["diffusers", "ddpm", "ddpm_hf"]
 SETTINGS = (  # of config.yaml, that the card shows
@@ -43,6 +47,7 @@ SETTINGS = (  # of config.yaml, that the card shows
     *("prediction_type", "loss_type", "num_train_timesteps", "beta_start", "beta_end", "train_batch_size"),
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "ema_max_decay"),
     *("mixed_precision", "class_dropout_prob", "horizontal_flip", "sample_size", "resize", "seed"),
+    *("text_encoder", "caption_template"),
 )
 ONLY_WITH = {  # setting -> the other one, and its value, without which it does nothing
     "layers_per_block": ("model", "unet2d"),
@@ -77,6 +82,8 @@ def card_values(contents: RunFiles, license: str | None = None, dataset_license:
         "width": index.get("output_width") or width,
         "classes": [name for _, name in sorted(labels.items(), key=_place_of_label)],
         "conditional": num_classes is not None,
+        "words": bool(unet.get("cross_attention_dim")),
+        "prompts": [printable(prompt, LONGEST_PROMPT) for prompt in facts.prompts if prompt.strip()] or EXAMPLE_PROMPTS,
         "classes_asked": _arguments(class_labels=_some_labels(num_classes), guidance_scale=GUIDANCE)
         if num_classes is not None
         else [],
@@ -208,7 +215,8 @@ def render_card(values: dict[str, Any], repo_id: str) -> str:
     metadata = {
         "license": values["license"],
         "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": "text-to-image" if values["words"] else "unconditional-image-generation",
+        "widget": [{"text": prompt} for prompt in values["prompts"]] if values["words"] else None,
         "tags": TAGS + ["class-conditional"] * values["conditional"],
         "base_model": values["base_model"] if values["base_model"] != repo_id else None,
         "datasets": [data["id"] for data in values["data"]] or None,
@@ -222,7 +230,11 @@ def render_card(values: dict[str, Any], repo_id: str) -> str:
         }
     card_data = ModelCardData(**{key: value for key, value in metadata.items() if value is not None})
     card = ModelCard.from_template(
-        card_data, template_path=str(TEMPLATE), **{**values, "repo_id": repo_id, "model_name": name}
+        card_data,
+        template_path=str(TEMPLATE),
+        **{**values, "repo_id": repo_id, "model_name": name},
+        quoted=json.dumps(values["prompts"][0], ensure_ascii=False),
+        shell_quoted=shlex.quote(values["prompts"][0]),
     )
     body = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip()
     return f"{body}\n\n{_seal(body)}\n"
@@ -237,7 +249,7 @@ def _eval_results(values: dict) -> list:
     how = f"{protocol['features']} features, {protocol['num_images']:,} images"
     return [
         EvalResult(
-            task_type="unconditional-image-generation",
+            task_type="text-to-image" if values["words"] else "unconditional-image-generation",
             # a data set that is not on the Hub has no identifier; its name stands for it
             dataset_type=next((entry["id"] for entry in data if entry["id"].split("/")[-1] == name), name),
             dataset_name=name,

@@ -85,7 +85,7 @@ def weights_name(decay: float | str) -> str:
 
 
 def _copy_of(pipeline: DiffusionPipeline, weights: str | None, dtype: torch.dtype | None) -> DiffusionPipeline:
-    """The pipeline with other words for its weights, or with a copy of its network in ``dtype``, where they are given.
+    """The pipeline with other words for its weights, or with copies of its networks in ``dtype``, where they are given.
 
     Module.to would warn of the table of timesteps, and diffusers' of parts that are to stay in float32.
     """
@@ -93,9 +93,11 @@ def _copy_of(pipeline: DiffusionPipeline, weights: str | None, dtype: torch.dtyp
     if weights is not None:
         other.weights = weights
     if dtype is not None:
-        unet = copy.deepcopy(getattr(pipeline.unet, "_orig_mod", pipeline.unet))
-        for tensor in [*unet.parameters(), *unet.buffers()]:
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-        other.register_modules(unet=unet)
+        networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        for name, network in networks.items():
+            network = copy.deepcopy(getattr(network, "_orig_mod", network))
+            for tensor in [*network.parameters(), *network.buffers()]:
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+            other.register_modules(**{name: network})
     return other

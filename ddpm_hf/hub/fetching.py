@@ -10,21 +10,28 @@ from pathlib import Path
 
 from ddpm_hf.errors import UserError, one_line
 from ddpm_hf.hub.retries import LOG_IN, RetryLimits, again, cut_off, explained, is_passing, look_at
+from ddpm_hf.ownership import OF_TOKENIZER
 from ddpm_hf.reading import read_json
 
 LIMITS = RetryLimits(silence=20.0)
 TOLD = ["evaluation.json", "metrics.jsonl"]  # what the app shows about a model
 FETCHED = ["model_index.json", "unet/config.json", "scheduler/*.json", "*.py", "*/*.py", *TOLD]
+FETCHED += ["text_encoder/config.json", *(f"tokenizer/{name}" for name in OF_TOKENIZER)]
 
 
 def weight_files(variant: str | None = None) -> list[str]:
     """Patterns of the files that a network's weights are in, whole or in parts; ``variant`` as in from_pretrained."""
     end = "" if variant is None else f".{variant}"
-    return [
-        f"unet/diffusion_pytorch_model{end}.safetensors",
-        f"unet/diffusion_pytorch_model{end}-*-of-*.safetensors",
-        f"unet/diffusion_pytorch_model.safetensors.index{end}.json",
-    ]
+    return _weight_files("unet/diffusion_pytorch_model", end)
+
+
+def encoder_files(variant: str | None = None) -> list[str]:
+    """As ``weight_files``, of a text encoder."""
+    return _weight_files("text_encoder/model", "" if variant is None else f".{variant}")
+
+
+def _weight_files(name: str, end: str) -> list[str]:
+    return [f"{name}{end}.safetensors", f"{name}{end}-*-of-*.safetensors", f"{name}.safetensors.index{end}.json"]
 
 
 def fetch(
@@ -52,7 +59,7 @@ def fetch(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    options = {"revision": revision, "allow_patterns": FETCHED + weight_files(variant)}
+    options = {"revision": revision, "allow_patterns": FETCHED + weight_files(variant) + encoder_files(variant)}
 
     def download():
         try:
@@ -117,15 +124,19 @@ def fetch_newest_samples(repo_id: str, commit: str, max_bytes: int, limits: Retr
 def _is_whole(folder: Path, variant: str | None) -> bool:
     """Whether the settings and all parts of the weights are there."""
     names = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
-    single, _, index = weight_files(variant)
-    if (folder / index).is_file() and not (folder / single).is_file():
-        try:
-            parts = read_json(folder / index)["weight_map"].values()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
-        names += {f"unet/{part}" for part in parts}
-    else:
-        names.append(single)
+    sets = [weight_files(variant)]
+    try:
+        if read_json(folder / "model_index.json").get("text_encoder"):
+            names += ["text_encoder/config.json", "tokenizer/tokenizer_config.json"]
+            sets.append(encoder_files(variant))
+        for single, _, index in sets:
+            if (folder / index).is_file() and not (folder / single).is_file():
+                parts = read_json(folder / index)["weight_map"].values()
+                names += {f"{index.split('/')[0]}/{part}" for part in parts}
+            else:
+                names.append(single)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
     return all((folder / name).is_file() for name in names)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from ddpm_hf.config import NetworkPart, SchedulerPart, check_part
+from ddpm_hf.config import NetworkPart, SchedulerPart, TextEncoderPart, check_part
 from ddpm_hf.errors import UserError, one_line, printable
 from ddpm_hf.hub.export import SAMPLING_OPTIONS, WEIGHTS_KEY
 from ddpm_hf.hub.fetching import fetch, weight_files
@@ -16,6 +16,7 @@ from ddpm_hf.memory import call_bytes, refuse_beyond_memory
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.run import RunFolder
 from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.text_encoders import load_text_encoder
 from ddpm_hf.unet import MyUNet
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent.parent / "pretrained" / "fashion_mnist_small"
@@ -79,11 +80,21 @@ def load_pipeline(
         # without accelerate, diffusers leaves some in the type they were; its own ``to`` warns of a cast
         unet = torch.nn.Module.to(unet.eval(), torch.device(device), dtype)
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        pipeline = MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler))
+        encoder = _text_encoder(index, folder, variant, device)
+        pipeline = MyDDPMPipeline(unet, scheduler, **pipeline_options(index, unet, scheduler), **encoder)
         pipeline.weights = weights if isinstance(weights := index.get(WEIGHTS_KEY), str) else None
         return pipeline
     except Exception as error:
         raise UserError(f"model {model} cannot be loaded: {one_line(error)}") from error
+
+
+def _text_encoder(index: dict, folder: Path, variant: str | None, device) -> dict:
+    """Tokenizer and text encoder of a model that reads words, as the pipeline takes them; {} of others."""
+    if not index.get("text_encoder") or not index.get("tokenizer"):
+        return {}
+    settings = read_object(folder / "text_encoder" / "config.json", folder.name)
+    check_part(TextEncoderPart, settings, "text_encoder/config.json")
+    return load_text_encoder(folder, device, variant=variant)._asdict()
 
 
 def component_settings(folder: Path, model) -> tuple[dict, dict]:

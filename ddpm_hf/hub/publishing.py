@@ -16,6 +16,7 @@ from ddpm_hf.hub.card import card_values, given_in
 from ddpm_hf.hub.outgoing import check_readme
 from ddpm_hf.hub.retries import USUAL, RetryLimits
 from ddpm_hf.hub.run_files import (
+    PARTS,
     STALE,
     TEXTS,
     RunFiles,
@@ -205,7 +206,9 @@ def _exported_again(contents: RunFiles, folder: Path, target: Path) -> RunFiles:
 
     export_pipeline(target, as_stock(load_pipeline(folder)))
     again = run_files_of(target)
-    kept = {name: path for name, path in contents.files.items() if not re.match(r"(unet|scheduler)/|\w+\.py$", name)}
+    kept = {
+        name: path for name, path in contents.files.items() if not re.match(rf"({'|'.join(PARTS)})/|\w+\.py$", name)
+    }
     return replace(
         contents, files={**kept, **again.files}, index=again.index, unet=again.unet, scheduler=again.scheduler
     )

@@ -4,6 +4,7 @@ Names are allowed, not forbidden: optimizer state, checkpoints, caches, tokens a
 where they are.
 """
 
+import fnmatch
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -15,16 +16,19 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.report_schema import EvaluationReport
 from ddpm_hf.hub.evaluations import FIGURES, fitting_reports
 from ddpm_hf.hub.outgoing import parameters_in, refuse_disguised, refuse_links_out
+from ddpm_hf.ownership import OF_WORDS
 from ddpm_hf.reading import read_json
 from ddpm_hf.run import Facts, RunFolder, weights_of
 
-PARTS = ("unet", "scheduler")
+WORDS = ("tokenizer", "text_encoder")  # parts that are of transformers
+PARTS = ("unet", "scheduler", *WORDS)
 # names, whole, of what an export and a run write
 OF_PIPELINE = re.compile(
     r"model_index\.json|unet/config\.json|scheduler/scheduler_config\.json"
     r"|unet/diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors"  # variants and parts too
     r"|unet/diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
     r"|(unet/|scheduler/)?ddpm_hf_\w+_[0-9a-f]{12}\.py"
+    rf"|{'|'.join(fnmatch.translate(name) for name in OF_WORDS)}"
 )
 OF_RUN = re.compile(
     r"config\.yaml|metrics\.jsonl|(loss|timesteps|noise|samplers)\.png|samples/step-\d+\.png"
@@ -38,6 +42,7 @@ STALE = (
     f"*ddpm_hf_*_{'[0-9a-f]' * 12}.py",
     "unet/diffusion_pytorch_model*.safetensors",  # variants too
     "unet/diffusion_pytorch_model.safetensors.index*.json",
+    *OF_WORDS,
     "samples/step-*.png",
     "evaluation.json",  # which would tell of other weights
     "evaluation-*.json",
@@ -165,7 +170,7 @@ def is_from_us(index: dict, files: dict[str, Path]) -> bool:
         own = f"{folder}{entry[0]}.py" in files and str(entry[0]).startswith("ddpm_hf_")
         if not own and not (entry[0] == "diffusers" and _is_in_diffusers(entry[1])):
             return False
-    return True
+    return all(index.get(part) is None or index[part][:1] == ["transformers"] for part in WORDS)
 
 
 def _is_in_diffusers(name) -> bool:
@@ -202,7 +207,9 @@ def without_paths(text: str) -> str:
 def _refuse_other_components(index: dict, pipeline: Path, folder: Path):
     for name, entry in index.items():
         if isinstance(entry, list) and name not in PARTS and (pipeline / name).is_dir():
-            raise UserError(f"model {folder} has a component {name}; a push takes unet and scheduler only.")
+            raise UserError(
+                f"model {folder} has a component {name}; a push takes {', '.join(PARTS[:-1])} and {PARTS[-1]} only."
+            )
 
 
 def _matching(folder: Path, *patterns: re.Pattern) -> dict[str, Path]:

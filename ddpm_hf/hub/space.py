@@ -14,14 +14,14 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf.errors import UserError, one_line
-from ddpm_hf.hub.fetching import FETCHED, LIMITS, TOLD, refusal, weight_files
+from ddpm_hf.hub.fetching import FETCHED, LIMITS, TOLD, encoder_files, refusal, weight_files
 from ddpm_hf.hub.headers import Weight
 from ddpm_hf.hub.outgoing import refuse_links_out
 from ddpm_hf.hub.publishing import frozen_upload_of, refuse_bad_id
 from ddpm_hf.hub.retries import USUAL, RetryLimits, again, look_at
 from ddpm_hf.hub.run_files import is_private_run, read_object, run_files_of
 from ddpm_hf.hub.upload import Upload, check_upload, send
-from ddpm_hf.ownership import WEB
+from ddpm_hf.ownership import OF_WORDS, WEB
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 OF_PACKAGE = ("*.py", "*/*.py", "*.jinja", *(f"ui/static/*.{kind}" for kind in ("css", "html", "js", "svg")))
@@ -30,7 +30,7 @@ NOT_OF_SPACE = {"datasets", "jinja2", "matplotlib", "pydantic", "torch-fidelity"
 ZERO_GPU = {"hardware": "zero-a10g", "python": "3.12", "torch": "torch>=2.8,<2.12"}  # what ZeroGPU has
 FREE = "cpu-basic"
 # of a model that is not on the Hub: what is loaded, besides the weights, and what the page shows about it
-OF_MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", *TOLD)
+OF_MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", *TOLD, *OF_WORDS)
 IN_SPACE = "model"  # its folder
 MOST_PARTS = 100  # files of weights
 EXAMPLES = "data/fashion_mnist_tiny.parquet"  # pictures of the embedded model's classes
@@ -42,7 +42,7 @@ class Shown:
     """The model of a Space.
 
     model_id: what MODEL_ID is to be. preload: entry of preload_from_hub. files: of a model that goes into the Space.
-    said: lines for whoever deploys it.
+    said: lines for whoever deploys it. words: whether it reads words, for which the Space needs transformers.
     """
 
     model_id: str | None
@@ -53,6 +53,7 @@ class Shown:
     datasets: list[str] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    words: bool = False
 
 
 def deploy_space(
@@ -129,7 +130,7 @@ def prepared_space(
             private = is_private_run(Path(model)) or None  # its weights go into the Space
         written = {
             "README.md": space_card(shown, space_id, title=title, hardware=hardware or FREE, revision=revision),
-            "requirements.txt": space_requirements(zero_gpu),
+            "requirements.txt": space_requirements(zero_gpu) + "transformers\n" * shown.words,
         }
         package, left_out = _package_files()
         own = {name: CHECKOUT / name for name in ("app.py", "README.md", "requirements.txt")}
@@ -213,7 +214,8 @@ def _shown(model: str | Path | None, revision: str | None, token: str | None, sc
         raise UserError(f"--revision is for a model of the Hub; {model} is none.")
     if model is not None:
         files, said = _model_files(Path(model), scratch, IN_SPACE)
-        return Shown(IN_SPACE, Path(model).resolve().name, files=files, said=said)
+        words = any(name.startswith(f"{IN_SPACE}/text_encoder/") for name in files)
+        return Shown(IN_SPACE, Path(model).resolve().name, files=files, said=said, words=words)
     files, said = _model_files(EMBEDDED_MODEL, scratch, EMBEDDED_MODEL.relative_to(CHECKOUT).as_posix())
     return Shown(None, EMBEDDED_MODEL.name, files={**files, EXAMPLES: CHECKOUT / EXAMPLES}, said=said)
 
@@ -269,6 +271,7 @@ def _on_hub(repo_id: str, revision: str | None, token: str | None) -> Shown:
         private=bool(info.private or info.gated),
         preload=repo_id if revision is None else _preloaded(info),
         datasets=[data] if isinstance(data, str) else list(data),
+        words=bool(read_object(files[0], repo_id).get("text_encoder")),
     )
 
 
@@ -293,7 +296,7 @@ def _refuse_what_does_not_load(repo_id: str, files: Sequence[Path], found: dict[
 def _preloaded(info) -> str:
     """An entry of preload_from_hub for a commit, "id file,file commit"; the Hub takes a commit with files alone."""
     names = [sibling.rfilename for sibling in info.siblings if not re.search(r"[\s,]", sibling.rfilename)]
-    return f"{info.id} {','.join(_matching(names, [*FETCHED, *weight_files()]))} {info.sha}"
+    return f"{info.id} {','.join(_matching(names, [*FETCHED, *weight_files(), *encoder_files()]))} {info.sha}"
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -12,12 +12,15 @@ from ddpm_hf.memory import refuse_beyond_memory
 from ddpm_hf.pipeline import MyDDPMPipeline
 from ddpm_hf.sampling import run_sampling, with_sampling
 from ddpm_hf.scheduler import MyDDPMScheduler
+from ddpm_hf.text_encoders import TextEncoder
 from ddpm_hf.training.distill import student_sampling
 from ddpm_hf.unet import MyUNet
 
 
-def build_unet(config: TrainConfig, data) -> torch.nn.Module:
+def build_unet(config: TrainConfig, data, words_dim: int | None = None) -> torch.nn.Module:
     """The network of a run, MyUNet or diffusers' UNet2DModel, its channels and classes taken from the data.
+
+    words_dim: width of the words that it reads; None without words.
 
     Raises:
         UserError: where the settings do not fit together or the data have no labels.
@@ -44,6 +47,7 @@ def build_unet(config: TrainConfig, data) -> torch.nn.Module:
         num_class_embeds=data.num_classes if config.class_conditional else None,
         dropout=config.dropout,
         patch_size=config.patch_size,
+        cross_attention_dim=words_dim,
     )
 
 
@@ -118,7 +122,9 @@ def build_averages(config: TrainConfig, unet: torch.nn.Module) -> dict[str, EMAM
     }
 
 
-def build_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> MyDDPMPipeline:
+def build_pipeline(
+    config: TrainConfig, data, unet: torch.nn.Module, encoder: TextEncoder | None = None
+) -> MyDDPMPipeline:
     """The pipeline that makes a run's pictures, with the sampling that its model will have of its own."""
     names = data.label_names if config.class_conditional else None
     pipeline = MyDDPMPipeline(
@@ -128,17 +134,21 @@ def build_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> MyDDPMPi
         output_height=data.output_size[0],
         output_width=data.output_size[1],
         output_resize=data.output_resize or None,
+        **({} if encoder is None else encoder._asdict()),
     )
-    conditional = pipeline.num_classes is not None
     if config.distill_from:
-        return with_sampling(pipeline, student_sampling(config.distill_steps, config.num_train_timesteps, conditional))
-    return with_sampling(pipeline, run_sampling(config.num_train_timesteps, conditional))
+        own = student_sampling(config.distill_steps, config.num_train_timesteps, pipeline.can_be_guided)
+    else:
+        own = run_sampling(config.num_train_timesteps, pipeline.can_be_guided, pipeline.words_dim is not None)
+    return with_sampling(pipeline, own)
 
 
-def exported_pipeline(config: TrainConfig, data, unet: torch.nn.Module) -> diffusers.DiffusionPipeline:
+def exported_pipeline(
+    config: TrainConfig, data, unet: torch.nn.Module, encoder: TextEncoder | None = None
+) -> diffusers.DiffusionPipeline:
     """The pipeline that a run exports: ours, or, for a stock network, diffusers' own with a stock scheduler."""
     if config.model == "my_unet":
-        return build_pipeline(config, data, unet)
+        return build_pipeline(config, data, unet, encoder)
     scheduler = diffusers.DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,

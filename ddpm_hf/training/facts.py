@@ -15,6 +15,7 @@ from ddpm_hf.source import SPLIT_WORDS
 from ddpm_hf.training.init_from import SHIPPED
 
 MOST_CLASSES = 6  # that the first line names
+MOST_PROMPTS = 8
 UNET2D_LEAVES_OUT = ("residual", "normalize_input", "time_embed_dim", "feed_forward_dim")
 
 
@@ -112,6 +113,7 @@ def facts(trainer) -> Facts:
         base_model=None if start in (None, SHIPPED) or Path(start).expanduser().exists() else start,
         settings_from=trainer.settings_from,
         code=commit_of_code(),
+        prompts=list(dict.fromkeys(trainer.words.prompts))[:MOST_PROMPTS] if trainer.words else [],
     )
 
 

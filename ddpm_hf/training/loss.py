@@ -1,6 +1,6 @@
 """The training loss: random numbers of a batch, the network's squared error, and its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,15 @@ class Draw:
     """The random numbers of B images: drawn for a whole batch at once, so that no process count changes them.
 
     noise: (B, C, S, S); timesteps: int64 (B,) in [0, T - 1]; dropped: bool (B,), the label gives way to the null
-    class; flipped: bool (B,), the image is mirrored.
+    class, or the caption to no words; flipped: bool (B,), the image is mirrored; captions: (B,) in [0, 1), which of
+    its captions an image has.
     """
 
     noise: torch.Tensor
     timesteps: torch.Tensor
     dropped: torch.Tensor
     flipped: torch.Tensor
+    captions: torch.Tensor
 
     @classmethod
     def of(
@@ -51,10 +53,11 @@ class Draw:
             timesteps=timesteps,
             dropped=torch.rand(batch, **options) < class_dropout_prob,
             flipped=torch.rand(batch, **options) < flip_prob,
+            captions=torch.rand(batch, **options),
         )
 
     def __getitem__(self, part: slice) -> "Draw":
-        return Draw(self.noise[part], self.timesteps[part], self.dropped[part], self.flipped[part])
+        return Draw(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
 def squared_error(
@@ -64,13 +67,16 @@ def squared_error(
     labels: torch.Tensor | None,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
+    words: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error of the network's prediction for each image, float32 (B,), unweighted.
 
-    images, noise: (B, C, S, S), images in [-1, 1]; labels: (B,) or None; timesteps: (B,).
+    images, noise: (B, C, S, S), images in [-1, 1]; labels: (B,) or None; timesteps: (B,); words: (B, L, D), where
+    tokens that are all zeros are padding, or None.
     """
+    told = (labels,) if words is None else (labels, words, (words != 0).any(-1))
     noisy = scheduler.add_noise(images, noise, timesteps).contiguous(memory_format=torch.channels_last)
-    prediction = unet(noisy, timesteps, labels, return_dict=False)[0].float()
+    prediction = unet(noisy, timesteps, *told, return_dict=False)[0].float()
     target = scheduler.training_target(images, noise, timesteps)
     return F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
 
@@ -97,6 +103,7 @@ def diffusion_loss(
     draw: Draw,
     *,
     null_label: int | None = None,
+    words: torch.Tensor | None = None,
     loss_type: str = "simple",
     snr_gamma: float = 5.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,11 +112,11 @@ def diffusion_loss(
     "simple" is equation 14 of Ho et al. 2020, "weighted" equation 12, as in the original, "min_snr" ``min_snr_weight``.
 
     images: (B, C, S, S) in [-1, 1]; labels: (B,) or None; draw: of the same B images; null_label: of a
-    class-conditional network.
+    class-conditional network; words: as of ``squared_error``.
     """
     labels = None if null_label is None else torch.where(draw.dropped, null_label, labels)
     images = torch.where(draw.flipped[:, None, None, None], images.flip(-1), images)
-    errors = squared_error(unet, scheduler, images, labels, draw.noise, draw.timesteps)
+    errors = squared_error(unet, scheduler, images, labels, draw.noise, draw.timesteps, words)
     weighted = errors
     if loss_type == "weighted":
         weighted = errors * scheduler.loss_weight(draw.timesteps)

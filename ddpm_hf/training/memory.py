@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ddpm_hf.memory import FusedAttention, on_meta
+from ddpm_hf.memory import FusedAttention, on_meta, some_words
 
 HALF = {F.conv2d, F.linear}  # what torch.autocast("cuda") computes in half precision, of what networks here call
 SINGLE = {F.group_norm, F.layer_norm}  # and in float32
@@ -94,7 +94,8 @@ def _activations(trainer, precision: str) -> int:
 
         unet.enable_gradient_checkpointing(checkpointed)
     with kept.hooks(), _Gpu(precision):
-        prediction = unet(pixels, ones, ones if config.class_conditional else None, return_dict=False)[0]
+        labels, words = ones if config.class_conditional else None, some_words(unet, batch, "meta")
+        prediction = unet(pixels, ones, labels, **words, return_dict=False)[0]
         F.mse_loss(prediction.float(), pixels, reduction="none").mean(dim=(1, 2, 3)).mean()
     one_part = max((part.total for part in parts), default=0)
     largest = max(storage.nbytes() for part in (kept, *parts) for storage in part.storages.values())

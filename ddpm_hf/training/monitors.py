@@ -14,7 +14,8 @@ class Monitors:
     def __init__(self, trainer):
         self.trainer, config, accelerator = trainer, trainer.config, trainer.accelerator
         held_out = trainer.validation_data
-        self.validation = held_out and Validation(held_out, trainer.scheduler, config.seed, accelerator)
+        words = trainer.words and trainer.words.validation
+        self.validation = held_out and Validation(held_out, trainer.scheduler, config.seed, accelerator, words)
         self.score = None
         if config.score_features:
             from ddpm_hf.training.score import FrechetScore  # needs packages that other runs do without
@@ -37,7 +38,8 @@ class Monitors:
             loss, means = self.validation(state.averaged_unet(), config.class_conditional, trainer.stop.check)
             line |= {"validation_loss": loss, "validation_loss_by_timestep": means}
         if self.score and trainer.is_due(config.score_steps):
-            line["frechet_distance"] = self.score(trainer.averaged_pipeline(), trainer.stop.check)
+            prompts = trainer.words and trainer.words.captions
+            line["frechet_distance"] = self.score(trainer.averaged_pipeline(), trainer.stop.check, prompts)
         trainer.on_main(lambda: trainer.run.append(line))
         trainer.trackers.log(line)
         progress.start_line()
@@ -72,7 +74,9 @@ class Monitors:
         if trainer.on_main(path.exists):
             return
         check = trainer.stop.check
-        grid = sample_grid(trainer.averaged_pipeline(), trainer.config.num_samples, trainer.accelerator, check)
+        pipeline, count = trainer.averaged_pipeline(), trainer.config.num_samples
+        prompts = trainer.words and trainer.words.prompts
+        grid = sample_grid(pipeline, count, trainer.accelerator, check, prompts)
         trainer.on_main(lambda: write_whole(path, grid.save))
         if trainer.accelerator.is_main_process:
             trainer.trackers.log_grid(grid, trainer.state.step)

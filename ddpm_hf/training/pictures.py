@@ -1,7 +1,7 @@
 """Pictures of a run's average while it trains, made by all ranks together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +15,18 @@ BATCH = 64
 
 
 def draw(
-    pipeline: MyDDPMPipeline, seeds: list[int], accelerator: Accelerator, check: Callable[[], None]
+    pipeline: MyDDPMPipeline,
+    seeds: list[int],
+    accelerator: Accelerator,
+    check: Callable[[], None],
+    prompts: Sequence[str] | None = None,
 ) -> torch.Tensor:
-    """Images (B, C, S, S) in [-1, 1] from ``seeds``, sampled in the model's own way; ``check`` between steps."""
-    denoising = pipeline.denoise(len(seeds), seed=seeds)
+    """Images (B, C, S, S) in [-1, 1] from ``seeds``, sampled in the model's own way; ``check`` between steps.
+
+    prompts: taken in turn by the seeds, of a model that reads words.
+    """
+    prompt = [prompts[seed % len(prompts)] for seed in seeds] if prompts else None
+    denoising = pipeline.denoise(len(seeds), seed=seeds, prompt=prompt)
     step = None
     while True:
         with accelerator.autocast():  # of a step alone: what ``check`` raises must not leave it on
@@ -36,9 +44,15 @@ def seeds_of_rank(count: int, batch: int, accelerator: Accelerator) -> list[list
 
 
 def sample_grid(
-    pipeline: MyDDPMPipeline, count: int, accelerator: Accelerator, check: Callable[[], None]
+    pipeline: MyDDPMPipeline,
+    count: int,
+    accelerator: Accelerator,
+    check: Callable[[], None],
+    prompts: Sequence[str] | None = None,
 ) -> Image.Image:
     """A grid of ``count`` images, always from the same noise; columns are classes where there are. Collective.
+
+    prompts: taken in turn by the images, of a model that reads words.
 
     Image i depends on its seed alone, so the grid does not depend on the number of ranks (but for half precision,
     which rounds differently in batches of other sizes).
@@ -46,7 +60,7 @@ def sample_grid(
     images = []
     for seeds in seeds_of_rank(count, BATCH, accelerator):
         if seeds:
-            images += pipeline.postprocess(draw(pipeline, seeds, accelerator, check))
+            images += pipeline.postprocess(draw(pipeline, seeds, accelerator, check, prompts))
         else:  # more ranks than images: the others' checks are answered all the same
             wait(pipeline, check)
     return make_grid(gather_object(images), class_columns(count, pipeline.num_classes or 0))

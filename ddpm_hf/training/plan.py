@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_hf.checkpoints import newest_whole, read_state
 from ddpm_hf.config import TrainConfig
 from ddpm_hf.devices import peak_memory
+from ddpm_hf.memory import some_words
 from ddpm_hf.training.distributed import say
 from ddpm_hf.training.facts import images_told, left_out
 from ddpm_hf.training.memory import training_memory
-from ddpm_hf.training.resuming import counted_images, known_fingerprints, refusal
+from ddpm_hf.training.resuming import counted_images, refusal
 from ddpm_hf.training.trainer import Trainer
 
 PROBE_STEPS = 5
@@ -37,7 +38,7 @@ def plan(trainer: Trainer) -> list[tuple[str, str]]:
     total = config.total_steps(0 if config.streaming else len(data), done, images_seen)
     left = max(0, total - done)
     seconds = probe(trainer)
-    refused = refusal(config, trainer.folder, known_fingerprints(config, data), accelerator.num_processes)
+    refused = refusal(config, trainer.folder, trainer.known_fingerprints(), accelerator.num_processes)
     return [
         ("data set", ", ".join(source.dataset for source in config.sources)),
         ("images", images_told(trainer) + ("" if data.num_classes else ", no labels")),
@@ -86,7 +87,7 @@ def forward_gflop(trainer: Trainer) -> float:
     x = torch.zeros(1, data.num_channels, size, size, device=unet.device)
     label = torch.zeros(1, dtype=torch.long, device=unet.device) if trainer.config.class_conditional else None
     with FlopCounterMode(display=False) as counter:
-        unet(x, torch.zeros(1, dtype=torch.long, device=unet.device), label)
+        unet(x, torch.zeros(1, dtype=torch.long, device=unet.device), label, **some_words(unet, 1, unet.device))
     return counter.get_total_flops() / 1e9
 
 

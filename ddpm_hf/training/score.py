@@ -1,6 +1,6 @@
 """A few-step Fréchet distance while a run trains, made by all ranks together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -41,17 +41,20 @@ class FrechetScore:
         refuse_too_few(self.num_images, num_features, "score_images", self.extractor.name)
         self.real: torch.Tensor | None = None
 
-    def __call__(self, pipeline: MyDDPMPipeline, check: Callable[[], None]) -> float:
+    def __call__(
+        self, pipeline: MyDDPMPipeline, check: Callable[[], None], prompts: Sequence[str] | None = None
+    ) -> float:
         """The distance for ``pipeline``'s images of seeds 0, 1, ..., sampled in the model's own way. Collective.
 
         check: called before every step on all ranks; what it raises ends the work.
+        prompts: taken in turn by the seeds, of a model that reads words.
         """
         if self.real is None:
             self.real = self._gathered(self._real_features(check))
         fake = []
         for seeds in seeds_of_rank(self.num_images, BATCH, self.accelerator):
             if seeds:
-                images = pipeline.postprocess(draw(pipeline, seeds, self.accelerator, check), "pt")
+                images = pipeline.postprocess(draw(pipeline, seeds, self.accelerator, check, prompts), "pt")
                 fake.append(self.extractor((images * 255).round().byte()).features)
             else:
                 wait(pipeline, check)

@@ -15,6 +15,7 @@ from ddpm_hf.training.build import rate_factor
 from ddpm_hf.training.distill import Teacher
 from ddpm_hf.training.loss import Draw, diffusion_loss
 from ddpm_hf.training.state import TrainState
+from ddpm_hf.training.words import CaptionWords
 
 EXPLODED = 100  # times the usual squared error; a batch of one image at timestep 0 reaches 30
 
@@ -26,6 +27,7 @@ class TrainStep:
         model: the network as Accelerate has prepared it.
         batches: this rank's share of the images.
         null_label: the class of images without one; None of a network without classes.
+        words: of the images' captions; None of a network without words.
         teacher: whose trajectories are learned, instead of the images.
     """
 
@@ -38,10 +40,12 @@ class TrainStep:
         scheduler: MyDDPMScheduler,
         batches: ImageBatches | StreamBatches,
         null_label: int | None,
+        words: CaptionWords | None = None,
         teacher: Teacher | None = None,
     ):
         self.config, self.accelerator, self.model, self.state = config, accelerator, model, state
-        self.scheduler, self.batches, self.null_label, self.teacher = scheduler, batches, null_label, teacher
+        self.scheduler, self.batches, self.null_label = scheduler, batches, null_label
+        self.words, self.teacher = words, teacher
 
     def __call__(self, total_steps: int) -> float:
         """Take the step, or count it as skipped where the loss explodes; returns the loss."""
@@ -71,15 +75,18 @@ class TrainStep:
     def _gradients(self) -> tuple[float, float, float]:
         """Leave the clipped gradients of this step; returns the loss, the unweighted error and the gradients' norm."""
         accelerator, parts = self.accelerator, self.config.gradient_accumulation_steps
-        images, labels = self.batches.batch(self.state.progress.images_seen)
+        seen = self.state.progress.images_seen
+        images, labels = self.batches.batch(seen)
         draw = self._draw(images.shape[1:])
+        words = self.words and self.words.take(self.batches.share_of(seen), draw.captions, draw.dropped)
         self.model.train()
         sums = torch.zeros(2, device=accelerator.device)
         size = len(images) // parts
         for i in range(parts):
             part = slice(i * size, (i + 1) * size)
             with accelerator.no_sync(self.model) if i < parts - 1 else contextlib.nullcontext():
-                loss, error = self.loss(images[part], None if labels is None else labels[part], draw[part])
+                labels_of_part, words_of_part = (None if v is None else v[part] for v in (labels, words))
+                loss, error = self.loss(images[part], labels_of_part, draw[part], words_of_part)
                 accelerator.backward(loss / parts)
             sums += torch.stack((loss.detach(), error)) / parts
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -102,7 +109,9 @@ class TrainStep:
         share = config.train_batch_size // accelerator.num_processes
         return draw[accelerator.process_index * share : (accelerator.process_index + 1) * share]
 
-    def loss(self, images: torch.Tensor, labels: torch.Tensor | None, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, labels: torch.Tensor | None, draw: Draw, words: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and the unweighted error of uint8 images (B, C, S, S), two scalars."""
         device, config = self.accelerator.device, self.config
         labels = labels.to(device, non_blocking=True) if config.class_conditional else None
@@ -117,6 +126,7 @@ class TrainStep:
                 labels,
                 draw,
                 null_label=self.null_label,
+                words=None if words is None else words.to(device, non_blocking=True),
                 loss_type=config.loss_type,
                 snr_gamma=config.snr_gamma,
             )

@@ -23,6 +23,7 @@ from ddpm_hf.ownership import PIPELINE, RUN, may_replace
 from ddpm_hf.report import write_report
 from ddpm_hf.run import Facts, RunFolder
 from ddpm_hf.stopping import StopRequested, StopSignal
+from ddpm_hf.text_encoders import TextEncoder
 from ddpm_hf.training.batches import ImageBatches, StreamBatches
 from ddpm_hf.training.build import build_averages, build_pipeline, build_scheduler, build_unet, exported_pipeline
 from ddpm_hf.training.distill import load_teacher
@@ -42,6 +43,7 @@ from ddpm_hf.training.resuming import (
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.step import EXPLODED, TrainStep
 from ddpm_hf.training.tracking import Trackers, trackers_for
+from ddpm_hf.training.words import words_of_run
 
 
 class Trainer:
@@ -74,9 +76,10 @@ class Trainer:
             self.data, self.validation_data = open_data(config.sources, **config.data_settings)
             self.batches = ImageBatches(self.data, config.seed, config.train_batch_size, rank, ranks)
         self.scheduler = build_scheduler(config)
+        self.words = words_of_run(config, self.data, self.validation_data, accelerator.device)
 
         torch.manual_seed(mixed_seed(config.seed))
-        unet, self.origin = build_unet(config, self.data), None
+        unet, self.origin = build_unet(config, self.data, self.words and self.words.encoder.width), None
         start = config.distill_from or config.init_from
         if start and not checkpoints_of(self.folder):
             names = self.data.label_names if config.class_conditional else None
@@ -85,14 +88,16 @@ class Trainer:
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         model, optimizer = accelerator.prepare(unet, build_optimizer(config, unet, accelerator.mixed_precision))
-        averages, fingerprint = build_averages(config, unet), self.data.fingerprint
+        averages = build_averages(config, unet)
+        fingerprint = self.data.fingerprint + (f" {self.words.fingerprint}" if self.words else "")
         self.state = TrainState(
             unet, optimizer, averages, accelerator.scaler, num_processes=ranks, fingerprint=fingerprint
         )
         null_label, teacher = self.data.num_classes if config.class_conditional else None, None
         if config.distill_from:
             teacher = load_teacher(config.distill_from, config.distill_steps, unet, self.scheduler, accelerator.device)
-        self.step = TrainStep(config, accelerator, model, self.state, self.scheduler, self.batches, null_label, teacher)
+        parts = (self.scheduler, self.batches, null_label, self.words and self.words.train, teacher)
+        self.step = TrainStep(config, accelerator, model, self.state, *parts)
         self.monitors = Monitors(self)
         self._saved_step: int | None = None
         self._pushes: Pushes | None = None
@@ -165,6 +170,15 @@ class Trainer:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.state.unet.parameters())
 
+    @property
+    def encoder(self) -> TextEncoder | None:
+        """What reads the prompts of the run's pipeline; None without words."""
+        return self.words and self.words.encoder
+
+    def known_fingerprints(self) -> set[str]:
+        """What a checkpoint of this run may say of the data."""
+        return {self.state.fingerprint} if self.words else known_fingerprints(self.config, self.data)
+
     def _is_sound(self) -> bool:
         """Whether the state is worth keeping: in a row of bad steps it is unless the weights are what is wrong."""
         if not self.state.progress.bad_steps:
@@ -235,7 +249,7 @@ class Trainer:
         counts = self.on_main(lambda: counted_images(saved, self.folder))
         state.progress.images_seen, state.progress.logged_images = counts
         self._saved_step = state.step
-        if warning := compare_runs(saved, self.config, known_fingerprints(self.config, self.data), ranks):
+        if warning := compare_runs(saved, self.config, self.known_fingerprints(), ranks):
             say(self.accelerator, f"warning: {warning}")
         if state.streams and len(state.streams) == ranks:
             self.batches.restore(state.streams[self.accelerator.process_index])
@@ -255,7 +269,7 @@ class Trainer:
         self._facts()  # counts the wall time, which the state keeps
 
         def write():
-            pipeline = exported_pipeline(self.config, self.data, state.averaged_unet())
+            pipeline = exported_pipeline(self.config, self.data, state.averaged_unet(), self.encoder)
             state.save(self.folder / "checkpoints" / f"step-{state.step}", pipeline)
             self.run.keep_facts(facts(self))  # for whoever pushes a run that goes on, or was killed
             rotate(self.folder, self.config.checkpoints_total_limit, self.run.best_step())
@@ -271,7 +285,7 @@ class Trainer:
 
     def averaged_pipeline(self):
         """The pipeline of the first average, which samples as the exported model will."""
-        return build_pipeline(self.config, self.data, self.state.averaged_unet())
+        return build_pipeline(self.config, self.data, self.state.averaged_unet(), self.encoder)
 
     def _push(self):
         """Start the push that is due, and report finished pushes. The last push starts at the end of the run."""
@@ -314,7 +328,7 @@ class Trainer:
         config, folder, pushes = self.config, self.run.pipeline, self._pushes
 
         def write():
-            pipeline = exported_pipeline(config, self.data, self.state.averaged_unet())
+            pipeline = exported_pipeline(config, self.data, self.state.averaged_unet(), self.encoder)
             export_pipeline(folder, pipeline, weights=weights_name(config.ema_max_decays[0]))
             rotate(self.folder, config.checkpoints_total_limit, self.run.best_step())
 

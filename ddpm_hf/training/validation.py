@@ -23,7 +23,8 @@ class Validation:
     every step of a run. Batches are dealt to the ranks in turn.
     """
 
-    def __init__(self, data: ImageData, scheduler: MyDDPMScheduler, seed: int, accelerator: Accelerator):
+    def __init__(self, data: ImageData, scheduler: MyDDPMScheduler, seed: int, accelerator: Accelerator, words=None):
+        self.words = words  # of the images' captions, a CaptionWords, or None
         self.data, self.scheduler, self.seed, self.accelerator = data, scheduler, seed, accelerator
         self.num_pairs = max(len(data), LEAST_PAIRS)
         steps = len(scheduler)
@@ -59,5 +60,6 @@ class Validation:
         noise = torch.randn(images.shape, generator=generator).to(device)
         timesteps = torch.from_numpy(self.timesteps[pairs]).to(device)
         labels = labels.to(device) if conditional else None
+        words = self.words and self.words.take(pairs % len(self.data)).to(device)
         with self.accelerator.autocast():
-            return squared_error(unet, self.scheduler, images.to(device), labels, noise, timesteps)
+            return squared_error(unet, self.scheduler, images.to(device), labels, noise, timesteps, words)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, contextmanager
+from functools import wraps
 from typing import TypedDict
 
 import gradio as gr
@@ -36,6 +37,7 @@ class Settings(TypedDict, total=False):
     steps: int
     seed: int
     model: str
+    prompt: str
 
 
 class MadeImage(TypedDict):
@@ -147,7 +149,7 @@ class Api:
 
     def _was_asked(self, name: str, value) -> bool:
         """Whether it was not left out: None is, where that is the endpoint's default."""
-        return value is not None or getattr(self.own, name, "") is not None
+        return value is not None or (name != "prompt" and getattr(self.own, name, "") is not None)
 
     def _add_generate(self):
         own, engine = self.own, self.engine
@@ -163,6 +165,7 @@ class Api:
             seed: int = 0,
             guidance_interval: list[float] = own.guidance_interval and list(own.guidance_interval),
             model: str = engine.models.first.name,
+            prompt: str | None = None,
         ) -> Generated:
             """Generate images: image i depends on the seed K + i alone, and is the same on the page.
 
@@ -175,6 +178,7 @@ class Api:
                 seed: K, from 0 to 4294967295.
                 guidance_interval: [first, last] timestep with guidance; the others take one network call, not two.
                 model: one of the models that the page offers.
+                prompt: what the images are to show, of at most 1,000 characters; left out, anything.
 
             Returns:
                 {"done": True, "images": [{"seed", "label", "name", "png"}], "grid_png", "seconds", "settings"}
@@ -190,6 +194,7 @@ class Api:
                 "steps": steps,
                 "seed": seed,
                 "model": model,
+                "prompt": prompt,
             }
             async with aclosing(self._answers("generate", request, values, generate_for_program)) as answers:
                 async for answer in answers:
@@ -310,12 +315,26 @@ def sentence(message: str) -> str:
 
 
 def _without_choice(engine: Engine, function: Callable) -> Callable:
-    """``function`` without its last parameter, the model, where there is only one."""
-    if len(engine.models.names) > 1 or "model" not in function.__annotations__:
+    """``function`` without the parameters that there is no choice of: the model where there is only one, and the prompt
+    where that reads no words."""
+    several = len(engine.models.names) > 1
+    left_out = {"model": not several, "prompt": not several and not engine.limits.words}
+    left_out = {name for name, out in left_out.items() if out and name in function.__annotations__}
+    if not left_out:
         return function
     signature = inspect.signature(function)
-    parameters = [parameter for name, parameter in signature.parameters.items() if name != "model"]
-    function.__signature__ = signature.replace(parameters=parameters)
-    del function.__annotations__["model"]
-    function.__doc__ = "\n".join(line for line in function.__doc__.splitlines() if "model: one of" not in line)
-    return function
+    parameters = [parameter for name, parameter in signature.parameters.items() if name not in left_out]
+    signature = signature.replace(parameters=parameters)
+
+    @wraps(function)
+    async def without(*arguments, **named):  # Gradio gives the arguments by their place in the signature
+        async with aclosing(function(**signature.bind(*arguments, **named).arguments)) as answers:
+            async for answer in answers:
+                yield answer
+
+    del without.__wrapped__  # by which others would find the parameters that are left out
+    without.__signature__ = signature
+    without.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name not in left_out}
+    lines = function.__doc__.splitlines()
+    without.__doc__ = "\n".join(line for line in lines if line.strip().split(":")[0] not in left_out)
+    return without

@@ -2,6 +2,7 @@
 
 from ddpm_hf.errors import printable
 from ddpm_hf.evaluation.report_schema import read_report
+from ddpm_hf.pipeline import LONGEST_PROMPT
 from ddpm_hf.reading import LARGEST_JSON, is_finite, read_text
 from ddpm_hf.run import RunFolder
 from ddpm_hf.samplers import SAMPLERS
@@ -12,6 +13,7 @@ from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import Engine
 
 SHOWN_LOSSES = 120
+MOST_EXAMPLES, LONGEST_EXAMPLE = 6, 60  # prompts, and characters of one
 PREDICTIONS = {"epsilon": "the noise ε", "v_prediction": "the velocity v", "sample": "the picture x₀"}
 
 
@@ -19,7 +21,8 @@ def describe(engine: Engine, name: str | None = None) -> dict:
     """The model called ``name``, loaded if need be, as JSON.
 
     Returns:
-        {"model", "models": all names, "classes": [{"name", "src": data URL or None}], "examples": as
+        {"model", "models": all names, "prompts": examples of what it can draw, or None of a model that reads no words,
+        "classes": [{"name", "src": data URL or None}], "examples": as
         ``example_images``, "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule":
         as ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
         "losses"}}.
@@ -30,6 +33,7 @@ def describe(engine: Engine, name: str | None = None) -> dict:
     return {
         "model": model.name,
         "models": engine.models.names,
+        "prompts": _prompts(model) if limits.words else None,
         "classes": [{"name": name, "src": pictures.get(name)} for name in limits.classes],
         "examples": examples,
         "limits": {
@@ -38,6 +42,7 @@ def describe(engine: Engine, name: str | None = None) -> dict:
             "max_steps": limits.max_steps,
             "max_guidance": MAX_GUIDANCE,
             "max_seed": MAX_SEED,
+            "max_prompt": LONGEST_PROMPT,
         },
         "defaults": {
             "num_images": DEFAULT_IMAGES,
@@ -59,6 +64,13 @@ def describe(engine: Engine, name: str | None = None) -> dict:
         "prediction_type": _prediction_type(model),
         "card": _card(model),
     }
+
+
+def _prompts(model: Model) -> list[str]:
+    """Of the run that made the model, where that is here."""
+    prompts = RunFolder(model.folder).facts().prompts if model.folder else []
+    shown = [prompt for prompt in prompts if 0 < len(prompt) <= LONGEST_EXAMPLE and prompt.isprintable()]
+    return shown[:MOST_EXAMPLES]
 
 
 def _sentence(text: str) -> str:

@@ -19,7 +19,14 @@ def settings_values(model: Model, settings: Settings) -> dict:
     name = ANY_CLASS if settings.label is None else model.limits.classes[settings.label]
     if settings.label is not None and model.limits.check(class_name=name).label != settings.label:
         name = str(settings.label)  # two classes have the same name
-    rest = (settings.guidance_scale, settings.guidance_interval, settings.sampler, settings.steps, settings.seed)
+    rest = (
+        settings.guidance_scale,
+        settings.guidance_interval,
+        settings.sampler,
+        settings.steps,
+        settings.seed,
+        settings.prompt,
+    )
     return settings_note(model.name, settings.num_images, name, *rest)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.memory import memory_limit, sampling_bytes
-from ddpm_hf.pipeline import MyDDPMPipeline
+from ddpm_hf.pipeline import MyDDPMPipeline, check_text
 from ddpm_hf.samplers import SAMPLERS
 from ddpm_hf.sampling import Sampling, carried_interval, class_names, own_sampling, run_sampling, whole_numbers
 
@@ -37,7 +37,8 @@ _OWN = object()  # the model's own default
 class Settings:
     """A request that has been checked.
 
-    label: the class of all images, or None for all classes in turn. guidance_interval: None of a model without classes.
+    label: the class of all images, or None for all classes in turn. guidance_interval: None of a model that cannot be
+    guided. prompt: what all images are to show, or None.
     """
 
     num_images: int
@@ -47,6 +48,7 @@ class Settings:
     sampler: str
     steps: int
     seed: int
+    prompt: str | None = None
 
     @property
     def seeds(self) -> range:
@@ -62,7 +64,7 @@ class Limits:
     """The limits for one model: ``classes``, its names by label (() when unconditional), ``max_steps``, its T.
 
     carried: the sampling that it was exported with, if any. carried_interval: what goes with a scale that is asked for
-    without an interval; None is all timesteps.
+    without an interval; None is all timesteps. words: whether the model reads prompts.
     """
 
     classes: tuple[str, ...]
@@ -72,6 +74,7 @@ class Limits:
     max_images: int = MAX_IMAGES
     max_work: int = MAX_WORK
     max_seconds: float = MAX_SECONDS
+    words: bool = False
 
     @classmethod
     def of(cls, pipeline: MyDDPMPipeline) -> "Limits":
@@ -83,12 +86,18 @@ class Limits:
             own_sampling(pipeline),
             carried_interval(pipeline),
             max_images=max(fitting, default=1),
+            words=pipeline.text_encoder is not None,
         )
 
     @property
     def own(self) -> Sampling:
         """How the model makes images where nothing else is asked for."""
-        return self.carried or run_sampling(self.max_steps, bool(self.classes))
+        return self.carried or run_sampling(self.max_steps, self.guided, self.words)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model has classes or words to guide towards."""
+        return bool(self.classes) or self.words
 
     def check(
         self,
@@ -99,13 +108,14 @@ class Limits:
         sampler=_OWN,
         steps=_OWN,
         seed=0,
+        prompt=None,
     ) -> Settings:
         """Settings from values of any type, as they came over the wire; what is left out is the model's own.
 
         Raises:
             UserError: naming the first value that is not allowed, and what is.
         """
-        own, everywhere = self.own, (0, self.max_steps) if self.classes else None
+        own, everywhere = self.own, (0, self.max_steps) if self.guided else None
         if guidance_interval is _OWN:
             given = guidance_scale is not _OWN
             guidance_interval = (self.carried_interval or everywhere) if given else own.guidance_interval
@@ -119,8 +129,9 @@ class Limits:
             steps=_whole("steps", own.steps if steps is _OWN else steps, 1, self.max_steps),
             # one image may be one of a run that began at the last seed
             seed=_whole("seed", seed, 0, MAX_SEED if num_images != 1 else MAX_SEED + MAX_IMAGES - 1),
+            prompt=self._prompt(prompt),
         )
-        if not self.classes and settings.guidance_scale != 1:
+        if not self.guided and settings.guidance_scale != 1:
             raise UserError("this model has no classes to guide towards: leave the guidance scale at 1.")
         self._check_work(settings)
         return settings
@@ -198,6 +209,17 @@ class Limits:
             f"there is no class {_shown(class_name)}; {nearest(class_name[:40], [ANY_CLASS, *self.classes])}"
         )
 
+    def _prompt(self, prompt) -> str | None:
+        if prompt is None:
+            return None
+        if not self.words:
+            raise UserError("this model reads no words: leave out the prompt.")
+        try:
+            check_text("prompt", prompt)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return prompt.strip()
+
     def _check_work(self, settings: Settings):
         a_step = self.network_calls(settings, steps=1)
         work = settings.num_images * self.network_calls(settings)
@@ -216,7 +238,7 @@ class Limits:
         return math.ceil((settings.steps if steps is None else steps) * order * (1 + guided))
 
     def _interval(self, value) -> tuple[float, float] | None:
-        if not self.classes:
+        if not self.guided:
             if value is not None:
                 raise UserError("this model has no classes to guide towards: leave out the guidance interval.")
             return None

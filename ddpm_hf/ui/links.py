@@ -132,6 +132,9 @@ def _diffusers_code(model: Model, settings: dict) -> str:
     calls = [f"batch_size={checked.num_images}"]
     if labels is not None:
         calls.append(f"class_labels={labels if len(set(labels)) > 1 else labels[0]}")
+    if checked.prompt is not None:
+        calls.append(f"prompt={checked.prompt!r}")
+    if model.limits.guided:
         calls.append(f"guidance_scale={checked.guidance_scale:g}")
         calls.append(f"guidance_interval={checked.guidance_interval}")
     calls += [f"num_inference_steps={checked.steps}", f"seed={checked.seed}"]

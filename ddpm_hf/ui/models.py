@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.hub import public_name
 from ddpm_hf.pipeline import HALF_PRECISION_BATCH, HALF_PRECISION_BATCH_ELSEWHERE, MyDDPMPipeline
@@ -33,7 +35,8 @@ class Model:
     def __init__(self, name: str, pipeline: MyDDPMPipeline, source: str | None = None):
         self.name, self.pipeline, self.source = name, pipeline, source
         self.limits = Limits.of(pipeline)
-        self.num_bytes = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
+        networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        self.num_bytes = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
     @property
     def is_of_hub(self) -> bool:

@@ -27,6 +27,7 @@ from ddpm_hf.ui.zero import has_zero_gpu, on_gpu
 
 # of a generation
 SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "guidance_interval", "model")
+SETTINGS += ("prompt",)
 
 FLUSH_SECONDS = 0.05  # between two values: each costs a browser a picture to draw
 HEARTBEAT_SECONDS = 1.0  # a value without news, so that both sides know that the other is there

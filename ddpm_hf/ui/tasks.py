@@ -62,7 +62,7 @@ class Generation:
         """Tasks with the same group can share calls of the network."""
         settings = self.settings
         guidance = (settings.guidance_scale, settings.guidance_interval)
-        return (Generation, self.model, settings.sampler, settings.steps, *guidance)
+        return (Generation, self.model, settings.sampler, settings.steps, *guidance, settings.prompt is None)
 
     @property
     def rows(self) -> int:
@@ -79,7 +79,8 @@ class Generation:
         settings = tasks[0].settings
         seeds = [seed for task in tasks for seed in task.settings.seeds]
         labels = [label for task in tasks for label in labels_of(model.pipeline, task.settings) or ()] or None
-        film = Film.from_noise(model, settings, seeds, labels)
+        prompts = [task.settings.prompt for task in tasks for _ in task.settings.seeds if task.settings.prompt] or None
+        film = Film.from_noise(model, settings, seeds, labels, prompts)
         yield from film.frames([task.settings.num_images for task in tasks])
 
 
@@ -116,8 +117,15 @@ class Film:
         self._shown = {index + 1 for index in pick_frames(count, self.total)} | {self.total}
 
     @classmethod
-    def from_noise(cls, model: Model, settings: Settings, seeds: Sequence[int], labels: Sequence[int] | None) -> "Film":
-        """Images of ``seeds`` with the sampler, the steps and the guidance of ``settings``."""
+    def from_noise(
+        cls,
+        model: Model,
+        settings: Settings,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None,
+        prompts: Sequence[str] | None = None,
+    ) -> "Film":
+        """Images of ``seeds`` with the sampler, the steps and the guidance of ``settings``; each of its prompt."""
         scale, parts = settings.guidance_scale, []
         size = max(1, model.call_rows // (1 if scale == 1 else 2))
         for first in range(0, len(seeds), size):
@@ -125,6 +133,7 @@ class Film:
             pipeline = with_sampler(model.pipeline, settings.sampler)
             theirs = None if labels is None else list(labels[first : first + size])
             options = {"seed": some, "guidance_interval": settings.guidance_interval}
+            options["prompt"] = None if prompts is None else list(prompts[first : first + size])
             parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, settings.steps, **options)))
         noise = starting_noise(model.pipeline, seeds)
         return cls(model, parts, noise, timesteps_of(model, settings.sampler, settings.steps))

@@ -115,6 +115,38 @@ export class IntervalField {
   }
 }
 
+// What the pictures are to show. The value is null of an empty field.
+export class PromptField {
+  constructor({ examples, longest, changed = () => {} }) {
+    this.changed = changed;
+    this.input = make("input", {
+      type: "text",
+      id: "field-prompt",
+      class: "search",
+      maxlength: longest,
+      autocomplete: "off",
+      placeholder: "Anything",
+      oninput: () => this.set(this.input.value, true),
+    });
+    const pick = (text) => make("button", { type: "button", class: "pill", onclick: () => this.set(text, true) }, text);
+    this.element = make(
+      "div",
+      { class: "field prompt-field" },
+      make("label", { for: "field-prompt" }, "Prompt"),
+      this.input,
+      examples.length ? make("div", { class: "row prompts", role: "group", "aria-label": "Examples" }, examples.map(pick)) : null,
+    );
+    this.set("");
+  }
+
+  set(text, mine = false) {
+    if (typeof text !== "string") return;
+    if (this.input.value !== text) this.input.value = text;
+    this.value = text.trim() || null;
+    if (mine) this.changed(this.value);
+  }
+}
+
 const MANY_CLASSES = 24; // from here on a field to search them
 
 export class ClassField {

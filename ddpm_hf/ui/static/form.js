@@ -2,7 +2,7 @@
 
 import { Choice } from "./choice.js";
 import { make, page, range, tell } from "./dom.js";
-import { ClassField, IntervalField, NumberField, SeedField } from "./fields.js";
+import { ClassField, IntervalField, NumberField, PromptField, SeedField } from "./fields.js";
 
 export class SettingsForm {
   // description: see describe() of description.py; submitted(settings) and stopped() are the two buttons.
@@ -18,10 +18,12 @@ export class SettingsForm {
   }
 
   build(description) {
-    const { limits, defaults, samplers, classes } = description;
+    const { limits, defaults, samplers, classes, prompts } = description;
+    const guided = classes.length > 0 || prompts !== null;
     const changed = () => this.changed();
     this.description = description;
     this.fields = {
+      ...(prompts && { prompt: new PromptField({ examples: prompts, longest: limits.max_prompt, changed }) }),
       ...(classes.length && { class_name: new ClassField({ classes, changed }) }),
       num_images: new NumberField({
         name: "images",
@@ -40,7 +42,7 @@ export class SettingsForm {
         value: defaults.steps,
         changed,
       }),
-      ...(classes.length && {
+      ...(guided && {
         guidance_scale: new NumberField({
           name: "guidance",
           label: "Guidance",
@@ -62,11 +64,12 @@ export class SettingsForm {
       make("span", { class: "label", "aria-hidden": "true" }, "Sampler"),
       this.fields.sampler.element,
     );
-    const { class_name, num_images, steps, guidance_scale, guidance_interval, seed } = this.fields;
+    const { prompt, class_name, num_images, steps, guidance_scale, guidance_interval, seed } = this.fields;
     this.go = make("button", { type: "submit", class: "primary" }, "Generate");
     this.halt = make("button", { type: "button", class: "pill stop", onclick: () => this.stopped() }, "Stop");
     this.form.replaceChildren(
       make("div", { class: "actions dock" }, this.go, this.halt),
+      prompt?.element ?? "",
       class_name?.element ?? "",
       make("div", { class: "two" }, num_images.element, steps.element),
       guidance_scale?.element ?? "",
@@ -84,6 +87,7 @@ export class SettingsForm {
 
   // Puts in those settings that this model has; what is unknown or out of range stays as it is.
   write(settings) {
+    if ("class_name" in settings) this.fields.prompt?.set(""); // all settings of a run, which may have no prompt
     for (const [name, value] of Object.entries(settings)) this.fields[name]?.set(value);
     this.changed();
   }

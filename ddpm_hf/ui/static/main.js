@@ -74,7 +74,10 @@ async function restore({ settings, run }) {
   parts.form.submit();
 }
 
-const SETTINGS = ["num_images", "class_name", "sampler", "steps", "seed", "guidance_scale", "guidance_interval", "model"];
+const SETTINGS = [
+  ...["num_images", "class_name", "sampler", "steps", "seed"],
+  ...["guidance_scale", "guidance_interval", "model", "prompt"],
+];
 
 // The address carries the run that the stage shows, so that Reload and Back bring it back.
 let following = false;

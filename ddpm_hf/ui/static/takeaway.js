@@ -143,10 +143,11 @@ export class TakeAway {
     this.link.value = link;
     this.snippets = snippets;
     this.showCode(this.code);
-    const { class_name, num_images, sampler, steps, seed, guidance_scale, guidance_interval } = settings;
+    const { prompt, class_name, num_images, sampler, steps, seed, guidance_scale, guidance_interval } = settings;
     const words = [
       `${num_images} ${num_images === 1 ? "image" : "images"}`,
       class_name === "any" ? null : class_name,
+      prompt ? `“${prompt}”` : null,
       page.description.samplers.find(({ value }) => value === sampler)?.title ?? sampler,
       `${steps} steps`,
       guidance_scale === 1 ? null : `guidance ${guidance_scale}`,
