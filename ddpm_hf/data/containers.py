@@ -238,8 +238,12 @@ def _extract(path: Path, folder: Path):
                 archive.extractall(folder)
         else:
             with tarfile.open(path) as archive:
-                refuse_full_disk(path.stat().st_size)
-                archive.extractall(folder, filter="data")
+                archive.extractall(folder, filter=_that_fits)
+
+
+def _that_fits(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    refuse_full_disk(member.size)  # a tar's list of members is known only once all of it has been unpacked
+    return tarfile.data_filter(member, folder)
 
 
 class _readable:

@@ -1,8 +1,8 @@
-"""Commands one after the other in a process of bounded memory, which is started anew where one ends or hangs it.
+"""Commands, each in a process of bounded memory, forked from one that has imported all that commands need.
 
 ``python limited.py`` reads lines of JSON, {"command": words, "folder", "bytes", "seconds"}, and writes for each
 {"status", "out", "err", "seconds", "memory"}; status is None after so many seconds of computing, or ``BUSY`` times as
-many of any kind. It imports all that commands need, and forks: so a process that died costs no second import.
+many of any kind.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ IMPATIENT = {"silence": 4.0, "attempts": 2, "patience": 4.0, "first_wait": 0.01,
 
 
 class Limited:
-    """The process that forks the one which carries out the commands."""
+    """The process that forks those which carry out the commands."""
 
     def __init__(self, folder: Path, **environment: str):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
@@ -45,56 +45,32 @@ class Limited:
         self.process.wait(timeout=300)
 
 
-class _Worker:
-    """A forked process that carries out commands, its output in two files."""
-
-    def __init__(self, outputs: list, space: int):
-        self.outputs = outputs
-        requests, self.requests = os.pipe()
-        self.answers, answers = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            for number, file in enumerate(outputs, 1):
-                os.dup2(file.fileno(), number)
-            for descriptor in (self.requests, self.answers):
-                os.close(descriptor)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (_addresses() + space,) * 2)
-            with open(requests) as lines, open(answers, "w", buffering=1) as told:
-                for line in lines:
-                    print(json.dumps(_carried_out(**json.loads(line))), file=told)
-            os._exit(0)
-        os.close(requests)
-        os.close(answers)
-
-    def run(self, request: dict) -> dict:
-        for file in self.outputs:
-            os.ftruncate(file.fileno(), 0)
-            os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the worker too: it is the same open file
-        begin, used, answer = time.monotonic(), _computed(self.pid), b""
-        line = json.dumps({name: request[name] for name in ("command", "folder")})
-        os.write(self.requests, f"{line}\n".encode())
-        while not answer.endswith(b"\n"):
-            in_time = False
-            while not in_time and _computed(self.pid) - used < request["seconds"] > (time.monotonic() - begin) / BUSY:
-                in_time = bool(select.select([self.answers], [], [], 0.5)[0])
-            piece = os.read(self.answers, 10_000) if in_time else b""
-            if not piece:  # it hangs, or has died
-                os.kill(self.pid, signal.SIGKILL)
-                status = self.end()
-                answer = json.dumps({"status": status if in_time else None, "memory": 0}).encode() + b"\n"
-            answer += piece
-        texts = [
-            os.pread(file.fileno(), LONGEST_OUTPUT, 0).decode("utf-8", "backslashreplace") for file in self.outputs
-        ]
-        return {**json.loads(answer), "out": texts[0], "err": texts[1], "seconds": time.monotonic() - begin}
-
-    def end(self) -> int:
-        """Its status, a signal's number below 0; it is over."""
-        for descriptor in (self.requests, self.answers):
-            os.close(descriptor)
-        self.requests = None
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+def _run(request: dict, outputs: list) -> dict:
+    """Carry out a request in a process of its own, which has the same memory and imports as that of any other."""
+    for file in outputs:
+        os.ftruncate(file.fileno(), 0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the process too: it is the same open file
+    answers, told = os.pipe()
+    begin, pid = time.monotonic(), os.fork()
+    if pid == 0:
+        for number, file in enumerate(outputs, 1):
+            os.dup2(file.fileno(), number)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (_addresses() + request["bytes"],) * 2)
+        os.write(told, json.dumps(_carried_out(request["command"], request["folder"])).encode())
+        os._exit(0)
+    os.close(told)
+    in_time = False
+    while not in_time and _computed(pid) < request["seconds"] > (time.monotonic() - begin) / BUSY:
+        in_time = bool(select.select([answers], [], [], 0.5)[0])  # also where it has died
+    answer = os.read(answers, 10_000) if in_time else b""
+    os.close(answers)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)  # what it has told is all
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    result = json.loads(answer) if answer else {"status": status if in_time else None, "memory": 0}
+    texts = [os.pread(file.fileno(), LONGEST_OUTPUT, 0).decode("utf-8", "backslashreplace") for file in outputs]
+    return {**result, "out": texts[0], "err": texts[1], "seconds": time.monotonic() - begin}
 
 
 def _computed(pid: int) -> float:
@@ -108,7 +84,7 @@ def _addresses() -> int:
 
 
 def _resident(kind: str) -> int:
-    """Bytes: "VmRSS", or "VmHWM", the most since the last reset."""
+    """Bytes: "RssAnon", "RssFile", or "VmHWM", the most of both together since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
@@ -119,7 +95,7 @@ def _carried_out(command: list[str], folder: str | None) -> dict:
 
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = _resident("RssAnon")
     try:
         if folder is not None:
             os.chdir(folder)
@@ -131,14 +107,15 @@ def _carried_out(command: list[str], folder: str | None) -> dict:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    return {"status": status, "memory": _resident("VmHWM") - before}
+    return {"status": status, "memory": _resident("VmHWM") - _resident("RssFile") - before}  # no pages of libraries
 
 
 def _serve():
     import torch
+    from matplotlib.backends import backend_agg  # noqa: F401  (as train: what a command imports late)
 
     import ddpm_hf.hub.space as space
-    import ddpm_hf.training  # noqa: F401  (what a command imports late)
+    import train  # noqa: F401
     from ddpm_hf.commands import deploy_space
     from ddpm_hf.hub import fetching, publishing
     from ddpm_hf.hub.retries import RetryLimits
@@ -147,15 +124,10 @@ def _serve():
     for function in (fetching.fetch, publishing.push):
         function.__kwdefaults__["limits"] = RetryLimits(**IMPATIENT)
     space.LIMITS = deploy_space.USUAL = RetryLimits(**IMPATIENT)
-    worker = None
+    assert len(os.listdir("/proc/self/task")) == 1  # what another thread holds while it forks is never let go
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         for line in sys.stdin:
-            request = json.loads(line)
-            if worker is None or worker.requests is None:
-                worker = _Worker([out, err], request["bytes"])
-            print(json.dumps(worker.run(request)), flush=True)
-    if worker is not None and worker.requests is not None:
-        worker.end()
+            print(json.dumps(_run(json.loads(line), [out, err])), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import tarfile
 import zlib
 from dataclasses import asdict
 
@@ -29,6 +30,13 @@ def _png(width: int, height: int) -> bytes:
     rows = zlib.compress(bytes(10**6))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def _tar(size: int) -> bytes:
+    """A packed archive with the head of one picture that is so large."""
+    head = tarfile.TarInfo("a.png")
+    head.size = size
+    return gzip.compress(head.tobuf() + bytes(1024), mtime=0)
 
 
 def _progress(**values) -> dict:
@@ -159,6 +167,7 @@ DATA = [  # files of a data set, and words of the error of train
     ({"d.parquet": "PAR1" + "x" * 100 + "PAR1"}, ""),
     ({"d.parquet": Sparse(2**33)}, ""),
     ({"d.parquet": PIPE}, ""),
+    ({"d.tar.gz": _tar(2**50)}, "the images take 1048576.0 GB"),
     ({"d.arrow": b"ARROW1" + b"\xff" * 100}, ""),
     (
         {"d/train-images-idx3-ubyte.gz": gzip.compress(struct.pack(">IIII", 2051, 2**31 - 1, 2**15, 2**15), mtime=0)},

@@ -37,6 +37,16 @@ QUICK = {
     "suppress_health_check": list(HealthCheck),
     "phases": (Phase.explicit, Phase.generate),
 }
+CARD = """---
+license: apache-2.0
+base_model: [alice/squares]
+library_name: diffusers
+tags: [ddpm, unconditional-image-generation]
+datasets:
+- name: "Ä"
+---
+# Squares
+"""
 STATE = {
     "progress": {"step": 2, "skipped_steps": 0, "loss_sum": 0.5, "usual_error": None},
     "num_processes": 1,
@@ -125,18 +135,32 @@ def _state(data, model, folder):
     one_line(lambda: read_state(folder))
 
 
+def _cards(data, model, folder):
+    """A piece of a valid card, or none, in the place of another."""
+    start, length = data.draw(st.integers(0, len(CARD))), data.draw(st.integers(0, 20))
+    piece = data.draw(st.text(max_size=9) | st.sampled_from(["---\n", "&a [*a]", "[" * 60, "!!python/name:os.system"]))
+    found = given_in(CARD[:start] + piece + CARD[start + length :])
+    assert all(value is None or isinstance(value, str | list) for value in found.values())
+
+
 def _texts(data, model, folder):
-    """JSON, YAML and cards: a ValueError is what their readers raise."""
+    """JSON and YAML: a ValueError is what their readers raise."""
     text = data.draw(st.text(max_size=60) | st.text("{}[]:,-&*<!?|>'\" \na1#%@`", max_size=60))
     for parse in (parse_json, parse_yaml):
         try:
             parse(text)
         except ValueError as error:
             assert str(error)
-    given_in(f"---\n{text}\n---\n")
 
 
-CHANGES = {"config": _config, "model": _model, "weights": _weights, "state": _state, "texts": _texts}
+CHANGES = {
+    "config": _config,
+    "model": _model,
+    "weights": _weights,
+    "state": _state,
+    "cards": _cards,
+    "texts": _texts,
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
