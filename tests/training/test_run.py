@@ -86,6 +86,15 @@ def test_a_finished_run_is_only_exported_again(tmp_path, finished_run):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_its_pipeline_is_what_saving_it_again_writes(tmp_path, finished_run):
+    """To the byte; and so is what push sends, and export_pipeline writes (tests/habits/test_saving.py)."""
+    exported = finished_run(tmp_path / "run") / "pipeline"
+    load_pipeline(exported).save_pretrained(tmp_path / "saved")
+    files = {path.relative_to(exported): path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    saved = {path.relative_to(tmp_path / "saved"): path.read_bytes() for path in (tmp_path / "saved").rglob("*.*")}
+    assert saved == files and len(files) == 7  # three of code, three of settings, the weights
+
+
 def test_all_ranks_take_the_precision_that_the_main_one_found(tmp_path, monkeypatch):
     """On a CPU it is measured; on a busy one, ranks measured differently, and trained in two precisions."""
     import ddpm_hf.training.distributed as distributed
