@@ -30,6 +30,13 @@ def generated(page: Page):
     page.wait_for_selector('#stage .stage[data-state=done][data-shown="20"]')
 
 
+def watched(page: Page):
+    """Generate, in the middle of the way: noise beside guess."""
+    generated(page)
+    page.get_by_role("slider", name="Step shown").fill("11")
+    page.wait_for_selector('#stage .stage[data-shown="11"]')
+
+
 def compared(page: Page):
     """Compare, with distances."""
     page.get_by_role("tab", name="Compare").click()
@@ -48,7 +55,7 @@ def noised(page: Page):
     page.get_by_role("slider", name="Timestep").fill("299")
     page.wait_for_selector('.forward[data-t="299"]')
     page.get_by_role("button", name="Denoise from here").click()
-    page.wait_for_selector('.forward[data-state=done][data-shown="15"]')
+    page.wait_for_selector('#forward .result .stage[data-state=done][data-shown="15"]')
 
 
 def explained(page: Page):
@@ -75,7 +82,7 @@ def enlarged(page: Page):
 
 # name: (what to do, window, dark)
 PICTURES: dict[str, tuple[Callable[[Page], None], tuple[int, int], bool]] = {
-    "app": (generated, WIDE, False),
+    "app": (watched, WIDE, False),
     "app-dark": (compared, WIDE, True),
     "app-forward": (noised, WIDE, False),
     "app-theory": (explained, WIDE, False),

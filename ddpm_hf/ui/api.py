@@ -1,4 +1,4 @@
-"""The endpoints for programs: /generate, /noise and /compare, documented by their annotations and docstrings."""
+"""The endpoints for programs: /generate, /vary, /noise and /compare, documented by their annotations and docstrings."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable
@@ -13,13 +13,21 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.sampling import Sampling
 from ddpm_hf.ui.attendance import Attendance
 from ddpm_hf.ui.comparison import compare_for_program, stream_comparison
-from ddpm_hf.ui.forward import forward_process, stream_from
+from ddpm_hf.ui.forward import forward_process
 from ddpm_hf.ui.journal import Journal
-from ddpm_hf.ui.limits import ANY_CLASS, DEFAULT_COMPARED, DEFAULT_IMAGES, DISK_FULL, STOPPED, is_disk_full
+from ddpm_hf.ui.limits import (
+    ANY_CLASS,
+    DEFAULT_COMPARED,
+    DEFAULT_IMAGES,
+    DEFAULT_VARIATIONS,
+    DISK_FULL,
+    STOPPED,
+    is_disk_full,
+)
 from ddpm_hf.ui.runs import Engine, generate_for_program, stream_to_stage
 from ddpm_hf.ui.zero import has_zero_gpu
 
-STREAMS = {"generate": stream_to_stage, "compare": stream_comparison, "denoise": stream_from}  # of the page
+STREAMS = {"generate": stream_to_stage, "compare": stream_comparison}  # of the page
 
 # The engine has a queue of its own, which is fair: Gradio's lets everybody through, and attendance.py bounds that.
 UNQUEUED = {"concurrency_limit": None}
@@ -38,6 +46,12 @@ class Settings(TypedDict, total=False):
     seed: int
     model: str
     prompt: str
+    t: int
+    image: str
+    example: int
+    mask: str
+    to_image: str
+    to_example: int
 
 
 class MadeImage(TypedDict):
@@ -116,6 +130,7 @@ class Api:
         # the model's own sampling, as defaults; where there are several models, None for each its own
         self.own = Sampling(None, None, None, None) if several else engine.limits.own
         self._add_generate()
+        self._add_vary()
         self._add_noise()
         self._add_compare()
         if has_zero_gpu():
@@ -201,6 +216,74 @@ class Api:
                     yield answer
 
         self._add("generate", generate)
+
+    def _add_vary(self):
+        own, engine = self.own, self.engine
+
+        async def vary(
+            request: gr.Request,
+            image: str = "",
+            example: int | None = None,
+            t: int | None = None,
+            mask: str = "",
+            to_image: str = "",
+            to_example: int | None = None,
+            num_images: int = DEFAULT_VARIATIONS,
+            class_name: str = ANY_CLASS,
+            guidance_scale: float = own.guidance_scale,
+            sampler: str | None = None,
+            steps: int = own.steps,
+            seed: int = 0,
+            guidance_interval: list[float] = own.guidance_interval and list(own.guidance_interval),
+            model: str = engine.models.first.name,
+            prompt: str | None = None,
+        ) -> Generated:
+            """Images that start at a picture: variations of it, a part of it made anew, or the way to a second one.
+
+            Args:
+                image: a picture file as a data URL.
+                example: instead, the number of one of the model's examples.
+                t: timestep up to which the picture is noised, from 0 to T - 1; without, about half way.
+                mask: a picture file as a data URL, white where the picture is made anew; the rest of it stays.
+                to_image: a second picture, as a data URL: the images are those on the way to it.
+                to_example: instead, the number of one of the model's examples.
+                num_images: how many.
+                class_name: name or number of a class, or "any" for all of them in turn.
+                guidance_scale: strength of classifier-free guidance; 1 is off, 0 leaves the class out.
+                sampler: as of /generate; without, the model's own, or ddim for the way to a second picture.
+                steps: denoising steps of the whole way from noise, of which the part from t down is made.
+                seed: K; image i depends on the seed K + i alone.
+                guidance_interval: [first, last] timestep with guidance.
+                model: one of the models that the page offers.
+                prompt: what the images are to show, of at most 1,000 characters; left out, anything.
+
+            Returns:
+                As of /generate.
+            """
+            values = {
+                "image": image,
+                "example": example,
+                "t": t,
+                "mask": mask,
+                "to_image": to_image,
+                "to_example": to_example,
+                "num_images": num_images,
+                "class_name": class_name,
+                "guidance_scale": guidance_scale,
+                **({} if sampler is None else {"sampler": sampler}),
+                "steps": steps,
+                "seed": seed,
+                "guidance_interval": guidance_interval,
+                "model": model,
+                "prompt": prompt,
+            }
+            if not image and example is None:
+                values["image"] = {}  # which is no picture, and refused as such
+            async with aclosing(self._answers("vary", request, values, generate_for_program)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        self._add("vary", vary)
 
     def _add_noise(self):
         engine = self.engine

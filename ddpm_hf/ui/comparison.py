@@ -27,7 +27,7 @@ from ddpm_hf.ui.runs import (
     waiting_words,
     watch,
 )
-from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, calls_of, labels_of, timesteps_of
+from ddpm_hf.ui.tasks import Film, Frame, Generation, Item, labels_of, timesteps_of
 
 REQUEST = ("lanes", "num_images", "class_name", "guidance_scale", "guidance_interval", "seed", "model")
 REFERENCE_SAMPLER = "ddim"
@@ -54,7 +54,7 @@ class Comparison:
         return max(Generation(self.model, settings).rows for settings in self.lanes)
 
     def totals(self, model: Model) -> list[int]:
-        return [calls_of(model, settings.sampler, settings.steps) for settings in self.lanes]
+        return [len(timesteps_of(model, settings)) for settings in self.lanes]
 
     @staticmethod
     def run(model: Model, tasks: Sequence["Comparison"]) -> Iterator[Item]:
@@ -62,7 +62,7 @@ class Comparison:
         (task,) = tasks
         films, streams = [], []
         for lane, settings in enumerate(task.lanes):
-            film = Film.from_noise(model, settings, settings.seeds, labels_of(model.pipeline, settings))
+            film = Film.of(model, settings, settings.seeds, labels_of(model.pipeline, settings))
             films.append(film)
             streams.append(film.frames([settings.num_images], lane))
         indices = [-1] * len(films)
@@ -229,7 +229,7 @@ class Compared:
             frames = [frame for frame in news if frame.lane == number]
             lane["frames"] = {str(frame.index): as_value(frame) for frame in frames}
             if frames:
-                made = timesteps_of(self._model, settings.sampler, settings.steps)[: frames[-1].index]
+                made = timesteps_of(self._model, settings)[: frames[-1].index]
                 lane["calls"] = calls_per_image(made, settings.guidance_scale, settings.guidance_interval)
                 lane["seconds"] = frames[-1].seconds
 

@@ -22,9 +22,9 @@ def describe(engine: Engine, name: str | None = None) -> dict:
 
     Returns:
         {"model", "models": all names, "prompts": examples of what it can draw, or None of a model that reads no words,
-        "classes": [{"name", "src": data URL or None}], "examples": as
-        ``example_images``, "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule":
-        as ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
+        "classes": [{"name", "src": data URL or None}], "examples": as ``example_images``,
+        "image_size": [width, height], "gray", "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule": as
+        ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
         "losses"}}.
     """
     model = engine.models.get(name)
@@ -36,6 +36,8 @@ def describe(engine: Engine, name: str | None = None) -> dict:
         "prompts": _prompts(model) if limits.words else None,
         "classes": [{"name": name, "src": pictures.get(name)} for name in limits.classes],
         "examples": examples,
+        "image_size": model.image_size,
+        "gray": model.mode == "L",
         "limits": {
             "max_images": limits.max_images,
             "max_compared": MAX_COMPARED,

@@ -8,31 +8,30 @@ from ddpm_hf.figures import SETTINGS_KEY
 from ddpm_hf.reading import parse_json
 from ddpm_hf.ui import intake
 from ddpm_hf.ui.files import animation_file, png_file
-from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.links import checked_settings
-from ddpm_hf.ui.runs import SETTINGS, Engine, finished
+from ddpm_hf.ui.runs import Engine, finished
 
 KINDS = ("png", "gif", "webp", "mp4")
 
 
-async def export(engine: Engine, values: dict, kind: str, session: str = "", address: str = "") -> bytes:
+async def export(
+    engine: Engine, values: dict, kind: str, session: str = "", address: str = "", image: int | None = None
+) -> bytes:
     """The file of a run: computed if it is not in the cache, in the same queue as all runs.
 
     Args:
-        values: as of ``stream_to_stage``, and "image": the number of one image, for a picture of that one alone.
+        values: as of ``stream_to_stage``.
         kind: "png", a grid without loss and with its settings; "gif", "webp" or "mp4", the denoising.
         session, address: who asks; its turns are counted together with those of its runs.
+        image: the number of one image, for a file of that one alone.
 
     Raises:
         UserError: with one line for the visitor.
     """
     if kind not in KINDS:
         raise UserError(f"a download is one of {', '.join(KINDS)}.")
-    values = request_of(values, ("image", *SETTINGS))
-    number = values.pop("image", None)
     model, task = await engine.generation(values)
-    if number is not None:
-        number = model.limits.check_image(number, task.settings)
+    number = None if image is None else model.limits.check_image(image, task.settings)
     frames = await finished(engine, task, model, session, address)
     if kind == "png":
         return await _in_turn(engine, (session, address), png_file, model, task.settings, frames[-1], number)

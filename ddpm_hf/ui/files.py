@@ -11,6 +11,7 @@ from ddpm_hf.figures import save_animation, save_png
 from ddpm_hf.sampling import Generated, settings_note
 from ddpm_hf.ui.limits import ANY_CLASS, Settings
 from ddpm_hf.ui.models import Model
+from ddpm_hf.ui.start import start_values
 from ddpm_hf.ui.tasks import Frame, labels_of
 
 
@@ -27,18 +28,22 @@ def settings_values(model: Model, settings: Settings) -> dict:
         settings.seed,
         settings.prompt,
     )
-    return settings_note(model.name, settings.num_images, name, *rest)
+    return settings_note(model.name, settings.num_images, name, *rest) | start_values(settings.start)
 
 
 def described_images(model: Model, settings: Settings) -> list[dict]:
-    """Seed, label and name of the class of every image; the latter two None for a model without classes."""
-    labels = labels_of(model.pipeline, settings) or [None] * settings.num_images
+    """Seed, label and name of the class of every image; the latter two None where it has none."""
+    labels = labels_of(model.pipeline, settings)
+    if labels is None or settings.is_unguided:
+        labels = [None] * settings.num_images
     names = [None if label is None else model.limits.classes[label] for label in labels]
     return [{"seed": s, "label": label, "name": name} for s, label, name in zip(settings.seeds, labels, names)]
 
 
 def settings_of_one(model: Model, settings: Settings, number: int) -> Settings:
-    """Settings that make the image ``number`` alone."""
+    """Settings that make the image ``number`` alone; of a way between two pictures, all of it."""
+    if settings.start and settings.start.other:
+        return settings
     labels = labels_of(model.pipeline, settings)
     label = None if labels is None else labels[number]
     return replace(settings, num_images=1, seed=settings.seeds[number], label=label)
@@ -61,6 +66,9 @@ def animation_file(
     if number is not None:
         settings = settings_of_one(model, settings, number)
     made = _generated(model, settings, [frame for frame in frames if frame.pixels is not None], number)
+    if settings.start and settings.start.other and number is None:  # the way from one picture to the other, and back
+        way = made.images + made.images[-2:0:-1]
+        made = Generated(way[:1], frames=[[image] for image in way])
     buffer = io.BytesIO()
     save_animation(made.animation(), buffer, f".{kind}")
     return buffer.getvalue()

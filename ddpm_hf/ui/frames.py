@@ -44,6 +44,11 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/png;base64,{png_base64(image)}"
 
 
+def png_url(content: bytes) -> str:
+    """The bytes of a PNG file as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def png_base64(image: Image.Image) -> str:
     """The bytes of a PNG file, as base64."""
     return _base64(image, _EXACT)

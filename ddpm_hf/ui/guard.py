@@ -44,8 +44,9 @@ DELETE_BELOW = (f"{API}/mcp",)  # how a client ends its MCP session
 
 # where a body may be large, for one picture as a data URL
 TAKES_PICTURE = {
-    *(f"{API}/{name}" for name in ("call/noise", "call/v2/noise", "call/page_run", "queue/join")),
-    *(f"{PAGE}/{name}" for name in ("run", "noise", "restore")),
+    *(f"{API}/{name}" for name in ("call/page_run", "queue/join")),
+    *(f"{API}/call{version}/{name}" for version in ("", "/v2") for name in ("noise", "vary")),
+    *(f"{PAGE}/{name}" for name in ("run", "noise", "restore", "take_away", "export")),
 }
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -3,7 +3,7 @@
 import errno
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ddpm_hf.errors import UserError, nearest
 from ddpm_hf.memory import memory_limit, sampling_bytes
@@ -24,6 +24,7 @@ MAX_JOBS = 80
 MAX_WAIT_SECONDS = 900.0
 
 DEFAULT_IMAGES = 16
+DEFAULT_VARIATIONS = 9
 COMPARED_LANES = (2, 4)
 DEFAULT_COMPARED = 4
 MAX_COMPARED = 8
@@ -31,6 +32,23 @@ ANY_CLASS = "any"
 STOPPED = "the run was stopped."  # shown to a visitor whose run somebody else ended
 DISK_FULL = "The server's disk is full: try again in some minutes."
 _OWN = object()  # the model's own default
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts, if not from noise alone: at a picture that is noised up to timestep ``t``.
+
+    picture: PNG bytes at the model's own size. example: its number, of one of the model's.
+    mask: PNG bytes of that size, white where the picture is made anew; the rest of it stays.
+    other, other_example: a second picture; the images are those on the way from the first to it.
+    """
+
+    t: int
+    picture: bytes
+    example: int | None = None
+    mask: bytes | None = None
+    other: bytes | None = None
+    other_example: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +67,20 @@ class Settings:
     steps: int
     seed: int
     prompt: str | None = None
+    start: Start | None = None
 
     @property
     def seeds(self) -> range:
         """The seed of every image."""
         return range(self.seed, self.seed + self.num_images)
 
-    def asdict(self) -> dict:
-        return asdict(self)
+    @property
+    def is_unguided(self) -> bool:
+        """Whether the network is told no class at any step."""
+        if self.start is None or self.guidance_interval is None:
+            return False
+        low, high = self.guidance_interval
+        return self.guidance_scale == 0 and low <= 0 and high >= self.start.t
 
 
 @dataclass(frozen=True)

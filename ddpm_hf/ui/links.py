@@ -10,17 +10,22 @@ from ddpm_hf.ui.files import settings_values
 from ddpm_hf.ui.limits import request_of
 from ddpm_hf.ui.models import Model
 from ddpm_hf.ui.runs import SETTINGS, Engine
+from ddpm_hf.ui.start import checked
 from ddpm_hf.ui.tasks import labels_of
 
-MAX_QUERY = 2000  # characters
+MAX_QUERY = 200_000  # characters: pictures may be in it
 READ = {  # from the text in a link
     "guidance_scale": float,
     "guidance_interval": lambda text: [float(part) for part in text.split(",")],
     "num_images": int,
     "steps": int,
     "seed": int,
+    "t": int,
+    "example": int,
+    "to_example": int,
 }
 SNIPPETS = ("diffusers", "gradio_client", "curl")
+SNIPPETS_OF_STARTS = SNIPPETS[1:]  # a picture would be most of the code
 EMBEDDED_SOURCE = "pretrained/fashion_mnist_small"
 LOCAL_URL = "http://127.0.0.1:7860"
 
@@ -65,7 +70,7 @@ def checked_settings(engine: Engine, values) -> dict:
     """
     values = request_of(values, SETTINGS)
     model = engine.models.get(values.pop("model", None))
-    return settings_values(model, model.limits.check(**values))
+    return settings_values(model, checked(model, values))
 
 
 # ---- code
@@ -83,25 +88,28 @@ def snippet(engine: Engine, settings: dict, kind: str, url: str = LOCAL_URL) -> 
     if kind not in SNIPPETS:
         raise UserError(f"code comes for {', '.join(SNIPPETS)}.")
     settings = checked_settings(engine, settings)
+    if "t" in settings and kind not in SNIPPETS_OF_STARTS:
+        raise UserError(f"the code of a run from a picture comes for {', '.join(SNIPPETS_OF_STARTS)}.")
     model = engine.models.get(settings["model"])
     if kind == "diffusers":
         return _diffusers_code(model, settings)
     arguments = {key: settings[key] for key in SETTINGS if key in settings and key in _api_names(engine)}
-    return (_client_code if kind == "gradio_client" else _curl_code)(arguments, url.rstrip("/"))
+    name = "vary" if "t" in settings else "generate"
+    return (_client_code if kind == "gradio_client" else _curl_code)(name, arguments, url.rstrip("/"))
 
 
 def _api_names(engine: Engine) -> list[str]:
-    """Parameters of /generate that say something: which model, only where there are several."""
+    """Parameters of the endpoint that say something: which model, only where there are several."""
     return [key for key in SETTINGS if key != "model" or len(engine.models.names) > 1]
 
 
-def _client_code(arguments: dict, url: str) -> str:
+def _client_code(name: str, arguments: dict, url: str) -> str:
     lines = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
     return f"""import base64
 from gradio_client import Client
 
 answer = Client({url!r}).predict(
-{lines}    api_name="/generate",
+{lines}    api_name="/{name}",
 )
 for image in answer["images"]:
     with open(f"{{image['seed']}}.png", "wb") as file:
@@ -109,19 +117,19 @@ for image in answer["images"]:
 """
 
 
-def _curl_code(arguments: dict, url: str) -> str:
+def _curl_code(name: str, arguments: dict, url: str) -> str:
     # the shell's quotes hold everything but a quote of their own
     body = json.dumps(arguments).replace("'", "'\\''")
-    return f"""EVENT=$(curl -s {url}/gradio_api/call/v2/generate -H 'Content-Type: application/json' \\
+    return f"""EVENT=$(curl -s {url}/gradio_api/call/v2/{name} -H 'Content-Type: application/json' \\
   -d '{body}' | cut -d '"' -f 4)
-curl -sN {url}/gradio_api/call/generate/$EVENT
+curl -sN {url}/gradio_api/call/{name}/$EVENT
 """
 
 
 def _diffusers_code(model: Model, settings: dict) -> str:
-    checked = model.limits.check(**{key: value for key, value in settings.items() if key != "model"})
+    asked = checked(model, settings)
     sampler = SAMPLERS[settings["sampler"]]
-    labels = labels_of(model.pipeline, checked)
+    labels = labels_of(model.pipeline, asked)
     ours = model.pipeline.unet.__class__.__module__.startswith("ddpm_hf")
     scheduler = type(make_scheduler(settings["sampler"], model.pipeline.scheduler))
     own = scheduler.__module__.startswith("ddpm_hf")
@@ -129,15 +137,15 @@ def _diffusers_code(model: Model, settings: dict) -> str:
     options = "".join(f", {key}={value!r}" for key, value in sampler.settings.items())
     source = source_of(model)
     dtype = model.pipeline.unet.dtype
-    calls = [f"batch_size={checked.num_images}"]
+    calls = [f"batch_size={asked.num_images}"]
     if labels is not None:
         calls.append(f"class_labels={labels if len(set(labels)) > 1 else labels[0]}")
-    if checked.prompt is not None:
-        calls.append(f"prompt={checked.prompt!r}")
+    if asked.prompt is not None:
+        calls.append(f"prompt={asked.prompt!r}")
     if model.limits.guided:
-        calls.append(f"guidance_scale={checked.guidance_scale:g}")
-        calls.append(f"guidance_interval={checked.guidance_interval}")
-    calls += [f"num_inference_steps={checked.steps}", f"seed={checked.seed}"]
+        calls.append(f"guidance_scale={asked.guidance_scale:g}")
+        calls.append(f"guidance_interval={asked.guidance_interval}")
+    calls += [f"num_inference_steps={asked.steps}", f"seed={asked.seed}"]
     imports = "" if own else f"from diffusers import {name}\n"
     torch_line, load_dtype = "", ""
     if str(dtype) != "torch.float32":

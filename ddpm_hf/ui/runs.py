@@ -22,12 +22,13 @@ from ddpm_hf.ui.jobs import MAX_ACTIVE, Job, Task, Worker, film_of
 from ddpm_hf.ui.limits import MAX_WAIT_SECONDS, STOPPED, Limits, Settings, request_of
 from ddpm_hf.ui.models import MAX_MEMORY, Model, Models
 from ddpm_hf.ui.queue import Turns
+from ddpm_hf.ui.start import START, checked, sampler_of
 from ddpm_hf.ui.tasks import Frame, Generation
 from ddpm_hf.ui.zero import has_zero_gpu, on_gpu
 
 # of a generation
 SETTINGS = ("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "guidance_interval", "model")
-SETTINGS += ("prompt",)
+SETTINGS += ("prompt", *START)
 
 FLUSH_SECONDS = 0.05  # between two values: each costs a browser a picture to draw
 HEARTBEAT_SECONDS = 1.0  # a value without news, so that both sides know that the other is there
@@ -106,8 +107,7 @@ class Engine:
         """
         values = request_of(values, SETTINGS)
         model = await self.model(values)
-        values.pop("model", None)
-        return model, Generation(model.name, model.limits.check(**values))
+        return model, Generation(model.name, await asyncio.to_thread(checked, model, values))
 
 
 async def watch(engine: Engine, job: Job) -> AsyncIterator[tuple[bool, list[Frame]]]:
@@ -202,7 +202,7 @@ async def stage_values(engine: Engine, job: Job, settings: Settings, **head) -> 
     run: id of the run.
     state: "waiting", "running", "done", "stopped" or "failed".
     queue: while waiting, the place in the queue in words.
-    total, steps: number of frames after the first, and of steps asked for (fewer with two network calls a step).
+    total, steps: number of frames after the first, and of steps (fewer with two network calls a step).
     seconds: since the start of the run. cached: whether it was answered from memory.
     tile: width and height of an image in pixels.
     seeds, names: for every image, its seed, and the name of its class or None.
@@ -242,7 +242,7 @@ def stage_head(model: Model, settings: Settings) -> dict:
     """The facts of a run that a stage shows and that do not change."""
     images = described_images(model, settings)
     return {
-        "steps": settings.steps,
+        "steps": sampler_of(model, settings).scheduler.num_inference_steps,
         "tile": list(model.image_size),
         "seeds": [image["seed"] for image in images],
         "names": [image["name"] for image in images],

@@ -28,7 +28,7 @@ from ddpm_hf.ui.description import describe
 from ddpm_hf.ui.exports import export, settings_of_png
 from ddpm_hf.ui.forward import forward_process
 from ddpm_hf.ui.guard import API, PAGE, Endpoint, Gate, Guard
-from ddpm_hf.ui.links import SNIPPETS, query_of, settings_of_query, snippet
+from ddpm_hf.ui.links import SNIPPETS, SNIPPETS_OF_STARTS, query_of, settings_of_query, snippet
 from ddpm_hf.ui.runs import Engine
 from ddpm_hf.ui.zero import has_zero_gpu
 
@@ -200,15 +200,17 @@ async def _take_away(engine: Engine, values: dict, _address: str) -> dict:
 
 def _links(engine: Engine, settings: dict, url: str) -> dict:
     checked = settings_of_query(engine, query_of(settings))
-    code = {kind: snippet(engine, checked, kind, url) for kind in SNIPPETS}
-    return {"link": f"{url}?{query_of(checked)}", "snippets": code, "settings": checked}
+    kinds = SNIPPETS_OF_STARTS if "t" in checked else SNIPPETS
+    code = {kind: snippet(engine, checked, kind, url) for kind in kinds}
+    # a picture is not for servers: it goes behind the name of the tab
+    place = "" if "t" not in checked else "#forward"
+    return {"link": f"{url}{place}?{query_of(checked)}", "snippets": code, "settings": checked}
 
 
 async def _export(engine: Engine, values: dict, address: str) -> dict:
     """{"settings", "kind", "image": number of one, if not all} -> {"name", "type", "data": in base64}."""
     settings, kind = _dict(values.get("settings")), values.get("kind")
-    part = {} if values.get("image") is None else {"image": values["image"]}
-    content = await export(engine, {**settings, **part}, kind, values["session"], address)
+    content = await export(engine, settings, kind, values["session"], address, values.get("image"))
     seed = settings.get("seed", 0) + (values.get("image") or 0)
     name = f"{engine.models.check(settings.get('model')).rpartition('/')[2]}-{seed}.{kind}"
     return {"name": name, "type": MEDIA_TYPES[kind], "data": base64.b64encode(content).decode("ascii")}

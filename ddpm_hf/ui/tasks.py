@@ -14,10 +14,11 @@ import torch
 
 from ddpm_hf.figures import pick_frames
 from ddpm_hf.pipeline import DenoisingStep, MyDDPMPipeline
-from ddpm_hf.sampling import ANIMATION_FRAMES, labels_in_turn, with_sampler
+from ddpm_hf.sampling import ANIMATION_FRAMES, labels_in_turn
 from ddpm_hf.ui.frames import encode_frame, starting_noise
 from ddpm_hf.ui.limits import Settings
 from ddpm_hf.ui.models import Model
+from ddpm_hf.ui.start import denoise_options, noised, sampler_of
 
 MAX_FILM_BYTES = 2**24  # of the pixels that are kept of a run: large images leave fewer frames for an animation
 
@@ -52,7 +53,7 @@ Item = list[Frame] | None
 
 @dataclass(frozen=True)
 class Generation:
-    """Images from noise. ``model`` is the name of one."""
+    """Images from noise, or from a picture. ``model`` is the name of one."""
 
     model: str
     settings: Settings
@@ -61,6 +62,8 @@ class Generation:
     def group(self) -> Hashable:
         """Tasks with the same group can share calls of the network."""
         settings = self.settings
+        if settings.start:
+            return self  # shares its calls with no other task
         guidance = (settings.guidance_scale, settings.guidance_interval)
         return (Generation, self.model, settings.sampler, settings.steps, *guidance, settings.prompt is None)
 
@@ -71,7 +74,7 @@ class Generation:
 
     def totals(self, model: Model) -> list[int]:
         """Calls of the network, by lane."""
-        return [calls_of(model, self.settings.sampler, self.settings.steps)]
+        return [len(timesteps_of(model, self.settings))]
 
     @staticmethod
     def run(model: Model, tasks: Sequence["Generation"]) -> Iterator[Item]:
@@ -80,7 +83,8 @@ class Generation:
         seeds = [seed for task in tasks for seed in task.settings.seeds]
         labels = [label for task in tasks for label in labels_of(model.pipeline, task.settings) or ()] or None
         prompts = [task.settings.prompt for task in tasks for _ in task.settings.seeds if task.settings.prompt] or None
-        film = Film.from_noise(model, settings, seeds, labels, prompts)
+        x_t = (yield from noised(model, settings, labels)) if settings.start else None
+        film = Film.of(model, settings, seeds, labels, prompts, x_t)
         yield from film.frames([task.settings.num_images for task in tasks])
 
 
@@ -117,26 +121,34 @@ class Film:
         self._shown = {index + 1 for index in pick_frames(count, self.total)} | {self.total}
 
     @classmethod
-    def from_noise(
+    def of(
         cls,
         model: Model,
         settings: Settings,
         seeds: Sequence[int],
         labels: Sequence[int] | None,
         prompts: Sequence[str] | None = None,
+        x_t: torch.Tensor | None = None,
     ) -> "Film":
-        """Images of ``seeds`` with the sampler, the steps and the guidance of ``settings``; each of its prompt."""
-        scale, parts = settings.guidance_scale, []
+        """Images of ``seeds`` with the sampler, the steps and the guidance of ``settings``, each of its prompt; from
+        x_t, if not from noise."""
+        scale, interval, start, parts = settings.guidance_scale, settings.guidance_interval, settings.start, []
         size = max(1, model.call_rows // (1 if scale == 1 else 2))
         for first in range(0, len(seeds), size):
             some = list(seeds[first : first + size])
-            pipeline = with_sampler(model.pipeline, settings.sampler)
+            pipeline = sampler_of(model, settings)
+            process = pipeline.scheduler.config.num_train_timesteps
             theirs = None if labels is None else list(labels[first : first + size])
-            options = {"seed": some, "guidance_interval": settings.guidance_interval}
+            options = {"guidance_interval": interval and [min(t, process) for t in interval]}
             options["prompt"] = None if prompts is None else list(prompts[first : first + size])
-            parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, settings.steps, **options)))
-        noise = starting_noise(model.pipeline, seeds)
-        return cls(model, parts, noise, timesteps_of(model, settings.sampler, settings.steps))
+            if start is None:
+                options["seed"] = some
+            else:
+                options |= denoise_options(model, pipeline, start, some, x_t[first : first + size])
+            steps = pipeline.scheduler.num_inference_steps
+            parts.append((pipeline, pipeline.denoise(len(some), theirs, scale, steps, **options)))
+        x_t = starting_noise(model.pipeline, seeds) if x_t is None else x_t
+        return cls(model, parts, x_t, timesteps_of(model, settings))
 
     def stills(self) -> Iterator[Still | None]:
         """The way as ``Frame`` tells it; None after a call that made only a part of a step."""
@@ -179,13 +191,6 @@ def labels_of(pipeline: MyDDPMPipeline, settings: Settings) -> list[int] | None:
     return labels_in_turn(pipeline, settings.seeds, None if settings.label is None else [settings.label])
 
 
-def calls_of(model: Model, sampler: str, steps: int) -> int:
-    """How many frames a run has after the first: the calls of the network for every image, guidance aside."""
-    return len(timesteps_of(model, sampler, steps))
-
-
-def timesteps_of(model: Model, sampler: str, steps: int) -> list[float]:
-    """t of every call of the network for an image."""
-    scheduler = with_sampler(model.pipeline, sampler).scheduler
-    scheduler.set_timesteps(steps)
-    return scheduler.timesteps.tolist()
+def timesteps_of(model: Model, settings: Settings) -> list[float]:
+    """t of every call of the network for an image, guidance aside."""
+    return sampler_of(model, settings).scheduler.timesteps.tolist()

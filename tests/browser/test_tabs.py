@@ -74,6 +74,11 @@ def test_every_tab_fits_a_phone(open_page, model):
     for name in TABS:
         open_tab(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    # what starts a comparison is at hand beside its lanes
+    open_tab(page, "Compare")
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    box = page.locator("#compare").get_by_role("button", name="Compare", exact=True).bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= 844
     # what noises the picture and takes the noise away again is at hand beside the pictures
     open_tab(page, "Forward")
     for control in (page.get_by_role("slider", name="Timestep"), page.get_by_role("button", name="Denoise from here")):

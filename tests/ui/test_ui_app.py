@@ -125,7 +125,7 @@ def test_compare_with_gradio_client(client):
 
 def test_generate_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(endpoints) == ["/generate", "/noise", "/compare"]
+    assert list(endpoints) == ["/generate", "/vary", "/noise", "/compare"]
     parameters = {p["parameter_name"]: p for p in endpoints["/generate"]["parameters"]}
     assert list(parameters) == [
         *("num_images", "class_name", "guidance_scale", "sampler", "steps", "seed", "guidance_interval")

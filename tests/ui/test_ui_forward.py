@@ -25,9 +25,10 @@ from ddpm_hf.samplers import SAMPLERS, make_scheduler
 from ddpm_hf.sampling import with_sampler
 from ddpm_hf.scheduler import MyDDPMScheduler
 from ddpm_hf.ui.examples import example_images
-from ddpm_hf.ui.forward import _after_noise, add_noise, forward_process, schedule_curve, stream_from, to_network
+from ddpm_hf.ui.forward import forward_process, schedule_curve
 from ddpm_hf.ui.frames import starting_noise
-from ddpm_hf.ui.runs import Engine
+from ddpm_hf.ui.runs import Engine, stream_to_stage
+from ddpm_hf.ui.start import add_noise, denoise_options, sampler_of, to_network
 
 RAMP = Image.fromarray(np.linspace(0, 255, 14 * 14).reshape(14, 14).astype(np.uint8))
 PICTURES = [RAMP, Image.new("RGB", (300, 40), "red"), Image.new("L", (2, 2), 99), Image.new("RGB", (17, 900))]
@@ -105,7 +106,7 @@ def test_a_schedule_that_ends_in_nothing_but_noise_has_a_curve_too():
     json.dumps(schedule_curve(engine), allow_nan=False)
     assert forward_process(engine, RAMP, 999)["alpha_bar"] == 0
     for sampler in SAMPLERS:
-        assert drain(stream_from(engine, request_from(t=100, sampler=sampler)))[-1]["state"] == "done"
+        assert drain(stream_to_stage(engine, request_from(t=100, sampler=sampler)))[-1]["state"] == "done"
     engine.close()
 
 
@@ -135,18 +136,18 @@ def test_what_is_no_timestep_or_seed_is_refused(engine, values):
 
 
 def request_from(**values) -> dict:
-    return {"image": file_url(RAMP), "t": 300, "steps": 20, "seed": 3, **values}
+    return {"image": file_url(RAMP), "t": 300, "steps": 20, "seed": 3, "num_images": 1, **values}
 
 
 @pytest.mark.parametrize("t", [0, 49, 500])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_way_back_starts_exactly_at_t_and_takes_its_share_of_the_steps(engine, sampler, t):
-    values = drain(stream_from(engine, request_from(sampler=sampler, t=t)))
+    values = drain(stream_to_stage(engine, request_from(sampler=sampler, t=t)))
     frames = frames_of(values)
     steps = max(1, round(20 * (t + 1) / 1000))
     calls = 2 * steps - 1 if sampler == "heun" else steps
     assert values[-1]["total"] == calls and sorted(map(int, frames)) == list(range(calls + 1))
-    assert frames["0"]["t"] == t == values[-1]["t"]
+    assert frames["0"]["t"] == t == values[-1]["settings"]["t"]
     times = [frames[str(index)]["t"] for index in range(calls + 1)]
     assert times[-1] is None and times[:-1] == sorted(times[:-1], reverse=True)
     assert len(set(times)) == steps + 1  # Heun calls the network twice at each but the first
@@ -156,7 +157,7 @@ def test_the_way_back_starts_exactly_at_t_and_takes_its_share_of_the_steps(engin
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_from_the_first_timestep_almost_nothing_changes(engine, sampler):
     """x_0 is all but known there, whatever the network says: epsilon has a weight of 0.01."""
-    values = drain(stream_from(engine, request_from(sampler=sampler, t=0, steps=1000)))
+    values = drain(stream_to_stage(engine, request_from(sampler=sampler, t=0, steps=1000)))
     last = decoded(frames_of(values)[str(values[-1]["total"])]["src"]).crop((0, 0, 14, 14))
     difference = np.asarray(last).astype(int) - np.asarray(RAMP)
     assert np.abs(difference).max() < 12
@@ -184,13 +185,16 @@ def test_ddim_goes_the_way_it_goes_from_pure_noise(engine):
 def test_the_noise_on_the_way_is_not_that_of_the_start(engine):
     """The same epsilon drawn twice would not be noise."""
     model = engine.models.first
-    (generator,) = _after_noise(model, [3])
-    fresh = torch.randn(starting_noise(model.pipeline, [3]).shape, generator=generator)
+    _, task = asyncio.run(engine.generation(request_from()))
+    noise = starting_noise(model.pipeline, [3])
+    pipeline = sampler_of(model, task.settings)
+    (generator,) = denoise_options(model, pipeline, task.settings.start, [3], noise)["generator"]
+    fresh = torch.randn(noise.shape, generator=generator)
     assert not torch.allclose(fresh, starting_noise(model.pipeline, [3]))
 
 
 def test_several_ways_back_from_one_picture(plain_engine):
-    values = drain(stream_from(plain_engine, request_from(num_images=3, t=700)))
+    values = drain(stream_to_stage(plain_engine, request_from(num_images=3, t=700)))
     last = decoded(frames_of(values)[str(values[-1]["total"])]["src"])
     assert [image["seed"] for image in values[-1]["images"]] == [3, 4, 5]
     tiles = [np.asarray(last.crop((x, y, x + 16, y + 16))) for x, y in [(0, 0), (16, 0), (0, 16)]]
@@ -198,15 +202,15 @@ def test_several_ways_back_from_one_picture(plain_engine):
 
 
 def test_a_way_back_again_is_from_the_cache(engine):
-    assert [drain(stream_from(engine, request_from()))[-1]["cached"] for _ in range(2)] == [False, True]
+    assert [drain(stream_to_stage(engine, request_from()))[-1]["cached"] for _ in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize(
-    "values", [{"t": None}, {"image": None}, {"image": "x"}, {"steps": 0}, {"lanes": []}, {"t": "1"}]
+    "values", [{"image": None}, {"image": "x"}, {"steps": 0}, {"lanes": []}, {"t": "1"}, {"example": 3, "image": ""}]
 )
 def test_bad_ways_back_are_refused(engine, values):
     with pytest.raises(UserError) as caught:
-        drain(stream_from(engine, request_from(**values)))
+        drain(stream_to_stage(engine, request_from(**values)))
     assert "\n" not in str(caught.value)
 
 
@@ -301,7 +305,7 @@ def test_examples_of_the_embedded_models_classes():
     for bad in (10, -1, True, None, 1.0, "1"):
         with pytest.raises(UserError, match="from 0 to 9"):
             forward_process(engine, {"example": bad}, 0)
-    values = asyncio.run(_last(stream_from(engine, {"example": 3, "t": 50, "steps": 20})))
+    values = asyncio.run(_last(stream_to_stage(engine, {"example": 3, "t": 50, "steps": 20, "num_images": 1})))
     assert values["state"] == "done"
     engine.close()
 

@@ -78,7 +78,7 @@ def test_x_t_t_and_x_0_of_a_frame_belong_together(which, name, request):
     labels = [0, 1] if model.limits.classes else None
     settings = model.limits.check(num_images=2, sampler=name, steps=7, guidance_scale=guidance, seed=3)
     with torch.inference_mode():
-        noise, *stills, last = Film.from_noise(model, settings, [3, 4], labels).stills()
+        noise, *stills, last = Film.of(model, settings, [3, 4], labels).stills()
         pipeline = with_sampler(model.pipeline, name)
         pipeline.scheduler.set_timesteps(7)
         assert [still.t for still in stills] == pipeline.scheduler.timesteps.tolist()
@@ -103,7 +103,7 @@ def test_the_end_waits_for_nothing(engine, name):
     handle = model.pipeline.unet.register_forward_hook(lambda *_: order.append("call"))
     try:
         with torch.inference_mode():
-            film = Film.from_noise(model, settings, [3, 4], [0, 1])
+            film = Film.of(model, settings, [3, 4], [0, 1])
             for item in film.frames([2]):
                 order.append(item[0].index)
     finally:

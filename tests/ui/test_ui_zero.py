@@ -16,7 +16,6 @@ from test_ui_runs import drain, wait_for_end
 from ddpm_hf.errors import UserError
 from ddpm_hf.sampling import generate, with_sampler
 from ddpm_hf.ui.comparison import stream_comparison
-from ddpm_hf.ui.forward import stream_from
 from ddpm_hf.ui.runs import Engine, generate_for_program, stream_to_stage
 
 REQUEST = {"num_images": 2, "steps": 4, "seed": 3, "sampler": "dpm", "guidance_scale": 1.0}
@@ -53,7 +52,7 @@ def test_every_kind_of_task_can_travel(lent, spaces, monkeypatch):
     monkeypatch.setattr("ddpm_hf.ui.models.Model.timesteps", 20)
     lanes = [{"sampler": "dpm", "steps": 3}, {"sampler": "ddpm", "steps": 4}]
     assert drain(stream_comparison(lent, {"num_images": 1, "lanes": lanes}))[-1]["state"] == "done"
-    assert drain(stream_from(lent, request_from(t=15)))[-1]["state"] == "done"
+    assert drain(stream_to_stage(lent, request_from(t=15)))[-1]["state"] == "done"
     assert drain(stream_to_stage(lent, {**REQUEST, "model": "someone/colors"}))[-1]["state"] == "done"
     assert len(spaces.calls) == 4  # the comparison's reference is one of its own
 

@@ -86,7 +86,7 @@ export class Compare {
       this.seed.element,
       make(
         "div",
-        { class: "actions" },
+        { class: "actions dock" },
         this.go,
         make("button", { type: "button", class: "pill stop", onclick: () => this.stop() }, "Stop"),
       ),

@@ -1,55 +1,56 @@
-// Forward: a picture disappears in noise as t grows, and the model makes its way back from there.
+// Forward: a picture disappears in noise as t grows, and the model makes its way back from there: to variations of it,
+// to a part of it made anew, or to what lies between it and a second one.
 
 import { ScheduleChart } from "./charts.js";
 import { Choice } from "./choice.js";
-import { bringIntoView, clamp, make, page, seconds, tell, waitingText, wires } from "./dom.js";
+import { bringIntoView, clamp, make, page, tell, wires } from "./dom.js";
 import { SeedField } from "./fields.js";
-import { Film } from "./film.js";
 import { dataUrl, dropZone, holdsSettings, smallPicture } from "./intake.js";
+import { Pad } from "./pad.js";
 import { drawImage } from "./tiles.js";
-import { Transport } from "./transport.js";
 import { ask, askLatest } from "./wire.js";
 
 const SHARES = [25, 50, 75, 100]; // % of the timesteps, as the original shows them
+const VARIATIONS = 9;
+const LOOP_MS = 160; // between two pictures of the way from one to the other
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Forward {
-  constructor(settings, screen, description) {
+  // makeStage(element, options): the stage of the way back, with what can be done with a run.
+  constructor(settings, screen, description, makeStage) {
     this.settings = settings;
     this.ask = askLatest(
       "noise",
       (answer, values) => this.answered(answer, values),
       (error) => this.complain(error),
     );
-    this.makeScreen(screen);
+    this.makeScreen(screen, makeStage);
     this.build(description);
   }
 
   // ---- the parts
 
-  makeScreen(element) {
-    const figure = (letter, words) => {
+  makeScreen(element, makeStage) {
+    const figure = (letter, words, ...more) => {
       const image = make("img", { alt: words });
       const caption = make("figcaption", {}, make("i", {}, "x", make("sub", {}, letter)), ` ${words}`);
-      return { image, caption, element: make("figure", {}, make("div", { class: "frame" }, image), caption) };
+      return { image, caption, element: make("figure", {}, make("div", { class: "frame" }, image, ...more), caption) };
     };
-    this.original = figure("0", "the picture");
+    this.pad = new Pad({ drawn: (url) => this.drew(url), marked: (url) => this.setMask(url) });
+    this.original = figure("0", "the picture", this.pad.canvas, this.pad.mask);
     this.original.image.before(make("p", { class: "frame-hint bare" }, "Your picture goes here."));
-    this.noised = figure("t", "noised");
-    this.back = {
-      canvas: make("canvas", { role: "img", "aria-label": "Nothing denoised yet", width: 1, height: 1 }),
-      caption: make("figcaption", {}, "and back"),
+    this.original.element.append(this.pad.element);
+    this.pad.image = () => this.original.image;
+    this.pad.changed = (mode) => {
+      this.root?.toggleAttribute("data-pad", Boolean(mode));
+      if (mode === "draw" && !this.picture) this.drew(this.pad.canvas.toDataURL());
     };
-    const back = make(
-      "figure",
-      {},
-      make(
-        "div",
-        { class: "frame" },
-        this.back.canvas,
-        (this.hint = make("p", { class: "frame-hint" }, "Press “Denoise from here”.")),
-      ),
-      this.back.caption,
-    );
+    this.noised = figure("t", "noised");
+    this.loop = make("canvas", { role: "img", "aria-label": "The way from the first picture to the second, as a loop", width: 1, height: 1 });
+    this.second = figure("", "the second", this.loop);
+    this.second.caption.textContent = "the second picture";
+    this.second.element.hidden = true;
+    const result = make("div", { class: "result" });
     this.strip = SHARES.map((share) =>
       make(
         "button",
@@ -59,33 +60,50 @@ export class Forward {
       ),
     );
     this.status = make("p", { class: "stage-status", role: "status" });
-    this.transport = new Transport({
-      paint: (at) => this.paint(at),
-      words: (at) => (at ? `${this.stepWord()} ${at} of ${this.film?.total}` : "the noised picture"),
-      changed: () => this.describe(),
-    });
     this.root = make(
       "section",
       { class: "stage forward", "aria-label": "The picture, noised and denoised", "data-state": "empty" },
-      make("div", { class: "triptych" }, this.original.element, this.noised.element, back),
-      this.transport.element,
-      make("div", { class: "stage-foot" }, this.status),
+      make(
+        "div",
+        { class: "bench" },
+        make("div", { class: "sources" }, this.original.element, this.noised.element, this.second.element),
+        result,
+      ),
+      this.status,
       make("div", { class: "quarters", role: "group", "aria-label": "The picture at four timesteps" }, this.strip),
     );
     element.replaceChildren(this.root);
+    this.stage = makeStage(result, {
+      label: "The way back",
+      empty: ["And back", "Press “Denoise from here”."],
+      plain: true,
+      button: "“Denoise from here”",
+      isOld: () => Boolean(this.picture) && JSON.stringify(this.request()) !== this.asked,
+      changed: ({ state }) => {
+        this.root.dataset.state = state;
+        this.settings.firstChild?.toggleAttribute("data-busy", this.stage?.busy ?? false);
+        this.startLoop();
+      },
+    });
   }
 
   build(description) {
     const { classes, examples, limits, samplers, defaults, schedule } = description;
     const names = classes.map(({ name }) => name);
+    // about half picture, half noise
+    this.halfWay = Math.max(0, schedule.alpha_bar.findIndex((share) => share < 0.5) - 1);
     Object.assign(this, {
       description,
       timesteps: limits.max_steps,
       schedule,
-      // about half picture, half noise
-      t: Math.max(0, schedule.alpha_bar.findIndex((share) => share < 0.5) - 1),
+      t: this.halfWay,
       picture: examples.length ? { example: 0 } : null,
+      other: null,
+      slot: "picture", // which of the two a press on an example or a file sets
+      mask: null,
+      interval: defaults.guidance_interval,
     });
+    this.pad.build(description);
     this.examples = examples.map(({ name, src }, i) => {
       const title = name ?? `example ${i + 1}`;
       return make(
@@ -131,6 +149,12 @@ export class Forward {
       make("input", { type: "number", class: "number", min: low, max: high, step, value });
     this.steps = number(Math.min(50, limits.max_steps), 1, limits.max_steps, 1);
     this.steps.addEventListener("input", () => this.tellSteps());
+    this.images = number(Math.min(VARIATIONS, limits.max_images), 1, limits.max_images, 1);
+    this.slots = make("div", { class: "segments slots", role: "group", "aria-label": "Which picture" }, [
+      ["picture", "First"],
+      ["second", "Second"],
+    ].map(([slot, words]) => make("button", { type: "button", "data-slot": slot, onclick: () => this.choose(slot) }, words)));
+    this.pairing = make("button", { type: "button", class: "pill between", onclick: () => this.pair(!this.paired) });
     this.stepsLine = make("p", { class: "line" });
     this.guidance = names.length ? number(defaults.guidance_scale, 0, limits.max_guidance, 0.1) : null;
     this.seed = new SeedField({ max: limits.max_seed, id: "forward-seed", changed: () => this.refresh() });
@@ -139,6 +163,7 @@ export class Forward {
           "select",
           { class: "select" },
           make("option", { value: "" }, "None: unguided"),
+          make("option", { value: "any" }, "Any: all in turn"),
           names.map((name) => make("option", { value: name }, name)),
         )
       : null;
@@ -158,9 +183,11 @@ export class Forward {
           "fieldset",
           { class: "field class-field" },
           make("legend", {}, "A picture"),
+          this.slots,
           this.examples.length ? make("div", { class: "classes examples" }, this.examples) : null,
           drop,
           examples.length ? null : this.maker,
+          this.pairing,
         ),
         make(
           "div",
@@ -185,17 +212,13 @@ export class Forward {
         this.wayBack(),
       ),
     );
-    Object.assign(this, { film: null, run: null });
-    this.root.dataset.state = "empty";
     if (!this.picture) this.clear();
     this.complaint = this.picture
       ? ""
-      : "This model brings no examples: drop in a picture of your own, or let the model make one.";
-    this.transport.reset(1);
-    this.hint.hidden = false;
+      : "This model brings no examples: drop in a picture of your own, draw one, or let the model make one.";
+    this.stage.clear();
     this.noised.caption.lastChild.textContent = " noised";
-    this.back.caption.textContent = "and back";
-    [this.back.canvas.width, this.back.canvas.height] = [1, 1];
+    this.pair(false);
     this.setT(this.t);
   }
 
@@ -209,6 +232,7 @@ export class Forward {
       make("legend", {}, "The way back"),
       this.class && named("Class", this.class, "wide"),
       make("div", { class: "way wide" }, make("span", { "aria-hidden": "true" }, "Sampler"), this.sampler.element),
+      named("Images", this.images),
       named("Steps (whole way)", this.steps),
       this.guidance && named("Guidance", this.guidance),
       this.stepsLine,
@@ -229,25 +253,53 @@ export class Forward {
   // ---- the picture and t
 
   pickExample(i) {
-    this.picture = { example: i };
     const { name } = this.description.examples[i];
-    if (this.class && name) this.class.value = name;
-    this.refresh();
+    if (this.class && name && !this.paired) this.class.value = name;
+    this.use({ example: i }, true);
   }
 
   // A picture; one that was made here may also give its settings back.
   async take(file) {
     if (await holdsSettings(file)) this.offerSettings(file);
     try {
-      this.picture = { image: await smallPicture(file) };
+      this.use({ image: await smallPicture(file) });
     } catch (error) {
-      return this.complain(error);
+      this.complain(error);
     }
-    for (const example of this.examples) example.firstChild.checked = false;
-    if (this.class) this.class.value = ""; // nobody has said of which class it is
+  }
+
+  // source: { example } or { image: data URL }.
+  use(source, known = false) {
+    if (!known) {
+      for (const example of this.examples) example.firstChild.checked = false;
+      if (this.class) this.class.value = ""; // nobody has said of which class it is
+    }
     this.complaint = "";
+    if (this.slot === "second") {
+      this.other = source;
+      this.showSecond();
+    } else {
+      this.picture = source;
+      if (this.pad.mode !== "draw") this.pad.use(null);
+      this.pad.unmark();
+      this.mask = null;
+    }
     this.describe();
-    return this.refresh();
+    this.stage.describe();
+    this.refresh();
+  }
+
+  drew(image) {
+    this.slot = "picture";
+    this.use({ image });
+    this.choose("picture");
+  }
+
+  setMask(url) {
+    if (url && !this.mask) this.setT(this.timesteps - 1); // from pure noise, what is marked is free
+    this.mask = url;
+    if (url && this.class && !this.class.value) this.class.value = "any";
+    this.describe();
   }
 
   // Until there is a picture; those of another model go.
@@ -272,9 +324,8 @@ export class Forward {
       if (this.class?.value) settings.class_name = this.class.value;
       const { data, type } = await ask("export", { settings, kind: "png" });
       if (description !== this.description) return; // another model was chosen meanwhile
-      this.picture = { image: `data:${type};base64,${data}` };
+      this.use({ image: `data:${type};base64,${data}` }, true);
       this.made += 1;
-      this.refresh();
       say("Let the model make another", false);
     } catch (error) {
       say("Let the model make one", false);
@@ -287,7 +338,6 @@ export class Forward {
       const { settings } = await ask("restore", { file: await dataUrl(file) });
       const run = () => {
         tell("restore", { settings, run: true });
-        tell("tab", "generate");
       };
       tell("notice", {
         words: "This PNG was made here, and holds the settings of its run.",
@@ -309,6 +359,7 @@ export class Forward {
     );
     this.tellFacts();
     this.tellSteps();
+    this.stage.describe();
     this.refresh();
   }
 
@@ -357,108 +408,149 @@ export class Forward {
     this.describe();
   }
 
+  // ---- two pictures
+
+  get paired() {
+    return !this.second.element.hidden;
+  }
+
+  pair(on) {
+    this.second.element.hidden = !on;
+    this.root.toggleAttribute("data-pair", on);
+    this.pairing.textContent = on ? "One picture alone" : "The way to a second picture …";
+    this.slots.hidden = !on;
+    this.other = null;
+    this.second.image.removeAttribute("src");
+    if (on && this.class) this.class.value = ""; // the two may be of different classes
+    const isFresh = ({ value, fresh_noise }) => value === this.sampler.value && fresh_noise;
+    if (on && this.description.samplers.some(isFresh)) this.sampler.set("dpm"); // noise on the way would lead elsewhere
+    this.choose(on ? "second" : "picture");
+    this.startLoop();
+  }
+
+  choose(slot) {
+    this.slot = slot;
+    for (const button of this.slots.children) button.setAttribute("aria-pressed", String(button.dataset.slot === slot));
+    const { example } = (slot === "second" ? this.other : this.picture) ?? {};
+    this.examples.forEach((one, i) => (one.firstChild.checked = i === example));
+    this.describe();
+  }
+
+  async showSecond() {
+    const { example, image } = this.other;
+    this.second.image.src = image ?? this.description.examples[example].src;
+    this.startLoop();
+  }
+
+  // The finished pictures of the way there and back, one after the other, where the second picture stands.
+  async startLoop() {
+    clearInterval(this.timer);
+    const { run, film, state } = this.stage ?? {};
+    const made = run?.settings.to_image ?? run?.settings.to_example;
+    this.loop.hidden = !this.paired || state !== "done" || made === undefined;
+    this.second.caption.textContent = this.loop.hidden ? "the second picture" : "the way, as a loop";
+    if (this.loop.hidden) return;
+    const sheet = await film.picture(film.frames[film.total]);
+    const last = run.seeds.length - 1;
+    let at = 0;
+    const draw = () => {
+      drawImage(this.loop, sheet, run.tile, "x_t", at > last ? 2 * last - at : at);
+      at = (at + 1) % Math.max(1, 2 * last);
+    };
+    if (!sheet) return;
+    draw();
+    if (!CALM.matches) this.timer = setInterval(draw, LOOP_MS);
+  }
+
   // ---- the way back
 
-  submit() {
-    if (!this.picture) return this.complain(new Error("Drop in a picture first."));
-    if (this.busy) return;
-    Object.assign(this, { stopped: false, complaint: "" });
-    this.setState("waiting");
-    bringIntoView(this.root);
-    wires.denoise.send({
-      ...this.values(),
-      num_images: 1,
+  // What is asked for, as the server takes it.
+  request() {
+    const named = ({ image, example }, prefix) =>
+      image ? { [`${prefix}image`]: image } : { [`${prefix}example`]: example };
+    return {
+      ...named(this.picture, ""),
+      ...(this.paired && this.other && named(this.other, "to_")),
+      ...(this.mask && !this.paired && { mask: this.mask }),
+      t: this.t,
+      seed: this.seed.value,
+      model: this.description.model,
+      num_images: Number(this.images.value),
       sampler: this.sampler.value,
       steps: Number(this.steps.value),
       ...this.guided(),
-    });
+    };
+  }
+
+  submit() {
+    if (!this.picture) return this.complain(new Error("Drop in a picture first."));
+    if (this.paired && !this.other) return this.complain(new Error("Pick the second picture, or drop it in."));
+    if (this.stage.busy) return;
+    this.pad.use(null);
+    this.complaint = "";
+    this.describe();
+    this.stage.submitted();
+    bringIntoView(this.root);
+    this.asked = JSON.stringify(this.request());
+    wires.forward.send(this.request());
   }
 
   // Without a class: what the network makes of the picture when it gets none, at every step.
   guided() {
     if (!this.class) return {};
-    const { defaults, limits } = this.description;
-    if (!this.class.value) return { guidance_scale: 0, guidance_interval: [0, limits.max_steps] };
+    if (!this.class.value) return { guidance_scale: 0, guidance_interval: [0, this.description.limits.max_steps] };
     return {
       class_name: this.class.value,
       guidance_scale: Number(this.guidance.value),
-      guidance_interval: defaults.guidance_interval,
+      guidance_interval: this.interval,
     };
   }
 
+  // Settings of a run from elsewhere: a link, a PNG, an image of Generate.
+  write(settings) {
+    const { image, example, to_image, to_example, mask, guidance_scale: scale, guidance_interval: interval } = settings;
+    const paired = (to_image ?? to_example) !== undefined;
+    if (paired !== this.paired) this.pair(paired);
+    if (paired) {
+      this.slot = "second";
+      this.use(to_image ? { image: to_image } : { example: to_example }, true);
+    }
+    this.slot = "picture";
+    this.use(image ? { image } : { example }, true);
+    this.choose("picture");
+    if (mask) this.pad.mark(mask);
+    this.mask = mask ?? null;
+    if (this.class) {
+      const unguided = scale === 0 && interval?.[0] === 0 && interval[1] === this.description.limits.max_steps;
+      this.class.value = unguided ? "" : settings.class_name;
+      if (!unguided) [this.guidance.value, this.interval] = [scale, interval];
+    }
+    this.images.value = settings.num_images;
+    this.steps.value = settings.steps;
+    this.sampler.set(settings.sampler);
+    this.seed.set(settings.seed);
+    this.setT(settings.t);
+  }
+
+  // Variations of an image that was made here, of a class or of none.
+  async vary(image, name) {
+    if (this.paired) this.pair(false);
+    tell("tab", "forward");
+    this.use({ image });
+    if (this.class && name !== null) this.class.value = name;
+    this.setT(this.halfWay);
+    this.stop();
+    this.submit();
+  }
+
   stop() {
-    this.stopped = true;
-    wires.denoise.stop();
-    this.ended("stopped");
-  }
-
-  ended(state) {
-    if (this.busy) this.setState(state);
-  }
-
-  get busy() {
-    return ["waiting", "running"].includes(this.root.dataset.state);
-  }
-
-  receive(value) {
-    if (!value || !value.run) return;
-    if (value.state === "waiting") {
-      this.queue = value.queue;
-      if (!this.stopped) this.setState("waiting");
-      return;
-    }
-    if (value.run !== this.run?.run) {
-      this.film = new Film(value.total);
-      this.hint.hidden = true;
-      this.transport.reset(value.total);
-    }
-    this.run = value;
-    const first = this.film.frames[0];
-    this.film.add(value.frames);
-    if (first && first !== this.film.frames[0] && this.transport.shown === 0) this.paint(0);
-    this.setState(this.stopped && value.state === "running" ? "stopped" : value.state);
-    this.transport.arrived(this.film.newest, value.state === "running");
-  }
-
-  setState(state) {
-    this.root.dataset.state = state;
-    this.settings.firstChild.toggleAttribute("data-busy", this.busy);
-    this.describe();
-  }
-
-  async paint(at) {
-    const { film, run } = this;
-    const frame = film?.nearest(at);
-    const sheet = frame && (await film.picture(frame));
-    if (!sheet || film !== this.film) return false;
-    drawImage(this.back.canvas, sheet, run.tile, "x_t", 0);
-    this.back.canvas.setAttribute("aria-label", `The way back from t = ${run.t}, step ${at} of ${film.total}`);
-    return true;
+    this.stage.ended("stopped");
+    wires.forward.stop();
   }
 
   describe() {
-    const { state } = this.root.dataset;
-    this.root.dataset.shown = this.transport.shown;
-    this.status.textContent = this.complaint || this.stateText(state);
-    if (this.run) this.back.caption.textContent = `back from t = ${this.run.t}`;
-  }
-
-  stateText(state) {
-    if (state === "waiting") return waitingText(this.queue);
-    if (state === "done") return this.doneText();
-    return { running: "Denoising", stopped: "Stopped", failed: "Failed" }[state] ?? "";
-  }
-
-  // Some samplers call the network twice a step.
-  stepWord() {
-    const { run, timesteps } = this;
-    const steps = Math.min(run.t + 1, Math.max(1, Math.round((run.steps * (run.t + 1)) / timesteps)));
-    return run.total === steps ? "step" : "call";
-  }
-
-  doneText() {
-    const { run, film } = this;
-    const way = `${film.total} ${this.stepWord()}${film.total === 1 ? "" : "s"} from t = ${run.t} down`;
-    return run.cached ? `Done: ${way}, from memory` : `Done: ${way}, in ${seconds(run.seconds)}`;
+    const hint = this.mask && !this.paired ? "What is marked is made anew; the rest stays as it is." : "";
+    this.status.textContent = this.complaint || hint;
+    this.status.hidden = !this.status.textContent;
   }
 }

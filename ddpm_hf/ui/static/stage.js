@@ -1,19 +1,20 @@
 // The stage: a canvas that shows the frames of a run while they arrive: see stage_values() of runs.py.
 
-import { hear, make, page, seconds, timeText, waitingText } from "./dom.js";
+import { hear, make, seconds, timeText, waitingText } from "./dom.js";
 import { Film } from "./film.js";
 import { Lens } from "./lens.js";
-import { backdrop, drawBackdrop, drawTiles, place } from "./tiles.js";
+import { backdrop, drawBackdrop, drawTiles, largest, place } from "./tiles.js";
 import { Transport } from "./transport.js";
 
 const QUIET_SECONDS = 10; // without news, after which the time left would be a lie
 
 export class Stage {
-  // empty: what to say before the first run, [title, line]. more(run, index): "make more
-  // like this"; picked(stage): its state changed; painted(sheet, index): a frame was drawn.
-  constructor(element, { empty, label, more, picked, painted }) {
+  // empty: what to say before the first run, [title, line]; plain: over nothing. isOld(run): whether a press on the
+  // button of that name would make another run. more(run, index): "make more like this"; picked(stage): its state changed; painted(sheet, index): a frame was
+  // drawn.
+  constructor(element, { empty, label, plain, isOld, button, more, picked, painted }) {
     Object.assign(this, {
-      view: "x_t",
+      view: "both",
       run: null,
       film: new Film(1),
       lastNews: 0,
@@ -21,6 +22,9 @@ export class Stage {
       before: "empty",
       pointedAt: -1,
       layout: null,
+      plain,
+      isOld,
+      button,
       more,
       picked,
       painted,
@@ -40,14 +44,14 @@ export class Stage {
       this.redraw();
       this.describe();
     });
-    this.setView("x_t");
+    this.setView("both");
     setInterval(() => this.running && this.describe(), 1000); // a connection that is lost says nothing
   }
 
   // ---- the parts
 
   top() {
-    this.views = viewButtons((view) => this.setView(view));
+    this.views = viewButtons((view) => this.setView(view), true);
     this.progress = make("p", { class: "stage-progress" });
     return make(
       "div",
@@ -59,6 +63,7 @@ export class Stage {
 
   screen([title, line]) {
     this.canvas = make("canvas", { role: "img", "aria-label": "No pictures yet" });
+    this.guess = make("canvas", { class: "guess", role: "img", "aria-label": "Predicted images", onclick: (event) => this.enlarge(event) });
     this.cells = make("div", { class: "cells", role: "group", "aria-label": "Images" });
     this.cells.addEventListener("keydown", (event) => this.moveAmongCells(event));
     this.empty = make("div", { class: "stage-empty" }, make("strong", {}, title), make("span", {}, line));
@@ -75,7 +80,8 @@ export class Stage {
       this.cells.inert = true; // behind the lens
       this.redraw();
     };
-    return make("div", { class: "stage-screen" }, this.canvas, this.cells, this.empty, this.lens.element);
+    const sides = ["the noisy images", "the network's guess"].map((words) => make("span", { class: "side", "aria-hidden": "true" }, words));
+    return make("div", { class: "stage-screen" }, sides, this.canvas, this.guess, this.cells, this.empty, this.lens.element);
   }
 
   foot() {
@@ -169,19 +175,51 @@ export class Stage {
   draw(sheet) {
     this.sheet = sheet;
     if (this.lens.isOpen) this.lens.draw(sheet, this.view, this.drawn);
-    const layout = drawTiles(
-      this.canvas,
-      sheet,
-      this.run.tile,
-      this.view,
-      this.run.seeds.map((_, i) => i),
-    );
+    const all = this.run.seeds.map((_, i) => i);
+    // side by side until both are the same
+    const both = this.view === "both" && this.film.nearest(this.drawn)?.t !== null;
+    if (both) this.root.dataset.both = this.split();
+    else delete this.root.dataset.both;
+    const layout = drawTiles(this.canvas, sheet, this.run.tile, this.view, all);
+    if (both) this.guessed = drawTiles(this.guess, sheet, this.run.tile, "x_0", all);
     this.putCells(layout);
+  }
+
+  // Beside or below each other: how the images are larger.
+  split() {
+    const ratio = window.devicePixelRatio || 1;
+    const { width, height } = this.canvas.parentElement.getBoundingClientRect();
+    const scale = (...room) => largest(room.map((side) => side * ratio), ratio, this.run.seeds.length, this.run.tile).scale;
+    return scale(width, height / 2 - 28) > scale(width / 2 - 8, height - 24) ? "rows" : "columns";
+  }
+
+  // The predicted image under the pointer.
+  enlarge({ offsetX, offsetY }) {
+    const { ratio, width, height } = this.guessed;
+    const at = [offsetX * ratio, offsetY * ratio];
+    const index = this.run.seeds.findIndex((_, i) => {
+      const [left, top] = place(this.guessed, i);
+      return at[0] >= left && at[0] < left + width && at[1] >= top && at[1] < top + height;
+    });
+    if (index >= 0) this.lens.open(index);
   }
 
   redraw() {
     if (this.run && this.sheet) this.draw(this.sheet);
-    else if (!this.run) drawBackdrop(this.canvas);
+    else if (!this.run && !this.plain) drawBackdrop(this.canvas);
+  }
+
+  // As before the first run.
+  clear() {
+    Object.assign(this, { run: null, sheet: null, film: new Film(1), layout: null });
+    delete this.root.dataset.both;
+    if (this.lens.isOpen) this.lens.close();
+    this.cells.replaceChildren();
+    this.canvas.width = this.canvas.height = 1;
+    this.empty.hidden = false;
+    this.transport.reset(1);
+    this.setState("empty");
+    this.redraw();
   }
 
   setView(view) {
@@ -217,13 +255,13 @@ export class Stage {
   }
 
   putCells(layout) {
-    const same = this.layout && JSON.stringify(layout) === JSON.stringify(this.layout);
-    if (same) return;
-    this.layout = layout;
+    const key = JSON.stringify([layout, this.canvas.offsetTop]);
+    if (this.layout && key === this.placed) return;
+    [this.layout, this.placed] = [layout, key];
     [...this.cells.children].forEach((cell, i) => {
       const [left, top] = place(layout, i).map((pixels) => pixels / layout.ratio);
       const [width, height] = [layout.width, layout.height].map((pixels) => pixels / layout.ratio);
-      Object.assign(cell.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
+      Object.assign(cell.style, { left: `${left}px`, top: `${top + this.canvas.offsetTop}px`, width: `${width}px`, height: `${height}px` });
     });
   }
 
@@ -255,12 +293,6 @@ export class Stage {
     return index === 0 ? "noise" : `${word} ${index} of ${this.run.total}`;
   }
 
-  // Whether the form has been changed since.
-  isOld() {
-    const asked = Object.entries(page.settings ?? {});
-    return asked.some(([name, value]) => JSON.stringify(this.run.settings[name] ?? null) !== JSON.stringify(value ?? null));
-  }
-
   announcement() {
     if (this.state === "waiting") return waitingText(this.queue);
     if (this.state === "running") return "Denoising";
@@ -289,21 +321,22 @@ export class Stage {
     if (run && this.pointedAt >= 0 && run.seeds[this.pointedAt] !== undefined)
       this.progress.textContent = this.imageText(this.pointedAt);
     else if (run) this.progress.textContent = this.stepText(index) + (t === undefined ? "" : ` · ${timeText(t)}`);
+    else if (this.plain) this.progress.textContent = "";
     else this.progress.textContent = backdrop ? "pictures of the data set, noised" : "noise";
     if (state === "waiting") this.status.textContent = waitingText(this.queue);
     else this.status.textContent = run ? this.timeText() : "";
-    if (run && !this.busy && this.isOld()) this.status.textContent = "Made with other settings: press Generate for the new ones.";
+    if (run && !this.busy && this.isOld(run)) this.status.textContent = `Made with other settings: press ${this.button} for the new ones.`;
     this.root.dataset.shown = this.transport.shown;
     this.root.dataset.frames = film.count;
     if (run) {
-      const what = this.view === "x_t" ? "noisy images" : "predicted images";
+      const what = this.view === "x_0" ? "predicted images" : "noisy images";
       this.canvas.setAttribute("aria-label", `${run.seeds.length} ${what}, ${this.stepText(index)}`);
     }
   }
 }
 
 // The switch between what is on the canvas and what the network makes of it.
-export function viewButtons(chosen) {
+export function viewButtons(chosen, both = false) {
   const view = (name, words, title) =>
     make(
       "button",
@@ -311,7 +344,13 @@ export function viewButtons(chosen) {
       `${words} `,
       make("i", {}, "x", make("sub", {}, name.slice(2))),
     );
+  const sides = make(
+    "button",
+    { type: "button", "data-view": "both", title: "The noisy image, and what the network makes of it", onclick: () => chosen("both") },
+    "Both",
+  );
   return [
+    ...(both ? [sides] : []),
     view("x_t", "Noisy", "The noisy image at this step"),
     view("x_0", "Predicted", "The finished image as the network predicts it at this step"),
   ];

@@ -2,6 +2,9 @@
 
 import { hear, make, set, tell } from "./dom.js";
 
+// The name of a panel in the address; a run may stand behind it.
+const named = () => location.hash.slice(1).split("?")[0];
+
 export class Tabs {
   // panels: [{ id, title }], the element of a panel being #panel-<id>.
   constructor(element, panels) {
@@ -16,8 +19,8 @@ export class Tabs {
     element.replaceChildren(make("div", { class: "tabs", role: "tablist", "aria-label": "What to do" }, this.buttons));
     element.addEventListener("keydown", (event) => this.key(event));
     hear("tab", (id) => this.show(id));
-    window.addEventListener("hashchange", () => this.show(location.hash.slice(1), false));
-    const asked = location.hash.slice(1);
+    window.addEventListener("hashchange", () => this.show(named(), false));
+    const asked = named();
     this.show(panels.some(({ id }) => id === asked) ? asked : panels[0].id, false);
   }
 
@@ -31,7 +34,7 @@ export class Tabs {
       const element = document.getElementById(`panel-${panel.id}`);
       if (element) set(element, { role: "tabpanel", "aria-labelledby": `tab-${panel.id}` });
     });
-    if (remember)
+    if (remember && named() !== id)
       history.replaceState(null, "", id === this.panels[0].id ? location.pathname + location.search : `#${id}`);
     tell("shown", id);
   }

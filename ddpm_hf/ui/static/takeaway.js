@@ -120,6 +120,13 @@ export class TakeAway {
     this.refresh();
   }
 
+  // The run that is taken away: of Generate or of Forward.
+  use(stage) {
+    this.stage = stage;
+    this.refresh();
+    this.draw();
+  }
+
   // The settings of what is on the stage or, before a run, of the form.
   get settings() {
     return this.stage.run?.settings ?? page.settings;
@@ -142,8 +149,9 @@ export class TakeAway {
   answered({ link, snippets, settings }) {
     this.link.value = link;
     this.snippets = snippets;
-    this.showCode(this.code);
-    const { prompt, class_name, num_images, sampler, steps, seed, guidance_scale, guidance_interval } = settings;
+    this.codeButtons.forEach((button, i) => (button.hidden = !snippets[CODE[i][0]]));
+    this.showCode(snippets[this.code] ? this.code : Object.keys(snippets)[0]);
+    const { prompt, class_name, num_images, sampler, steps, seed, guidance_scale, guidance_interval, t } = settings;
     const words = [
       `${num_images} ${num_images === 1 ? "image" : "images"}`,
       class_name === "any" ? null : class_name,
@@ -153,6 +161,7 @@ export class TakeAway {
       guidance_scale === 1 ? null : `guidance ${guidance_scale}`,
       guidance_scale === 1 || !guidance_interval ? null : `guided timesteps ${guidance_interval.join(" to ")}`,
       `seed ${seed}`,
+      t === undefined ? null : `from t = ${t}`,
     ];
     this.chips.replaceChildren(...words.filter(Boolean).map((word) => make("span", {}, word)));
   }
@@ -194,9 +203,9 @@ export class TakeAway {
   }
 
   // Hands a file to the browser and tells its name and size; image: number of one, "" for all.
-  async save(kind, image = "") {
+  async save(kind, image = "", settings = this.settings) {
     const { name, type, data } = await ask("export", {
-      settings: this.settings,
+      settings,
       kind,
       ...(image !== "" && { image: Number(image) }),
     });
@@ -215,7 +224,6 @@ export class TakeAway {
     try {
       const { settings } = await ask("restore", { file: await dataUrl(file) });
       tell("restore", { settings, run: true });
-      tell("tab", "generate");
     } catch (error) {
       this.status.textContent = error.message;
       tell("notice", error.message);

@@ -2,14 +2,11 @@
 
 import { make, tell } from "./dom.js";
 
-const GAPS = [8, 4, 2]; // CSS pixels between pictures, the first with which they are largest
+const GAPS = [8, 4, 2, 1]; // CSS pixels between pictures, the first with which they are largest
 const WIDEST_GAP = 16; // where there is room
 
-// Where `count` tiles of a size go on a canvas: the columns with which they are largest.
-function arrange(canvas, count, [width, height]) {
-  const ratio = window.devicePixelRatio || 1;
-  const box = canvas.getBoundingClientRect();
-  const room = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
+// Columns, rows, gap and scale with which `count` tiles of a size are largest in some room, in device pixels.
+export function largest(room, ratio, count, [width, height]) {
   let best = null;
   for (let columns = 1; columns <= count; columns++) {
     const rows = Math.ceil(count / columns);
@@ -19,9 +16,19 @@ function arrange(canvas, count, [width, height]) {
         (room[1] - gap * (rows - 1)) / (rows * height),
       );
       const scale = fit >= 1 ? Math.floor(fit) : fit;
-      if (!best || scale > best.scale) best = { columns, rows, gap, scale };
+      const squarer = best && scale === best.scale && Math.abs(columns - rows) < Math.abs(best.columns - best.rows);
+      if (!best || scale > best.scale || squarer) best = { columns, rows, gap, scale };
     }
   }
+  return best;
+}
+
+// Where the tiles go on a canvas.
+function arrange(canvas, count, [width, height]) {
+  const ratio = window.devicePixelRatio || 1;
+  const box = canvas.getBoundingClientRect();
+  const room = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
+  const best = largest(room, ratio, count, [width, height]);
   const slack = (n, side, available) => (n > 1 ? Math.floor((available - n * side * best.scale) / (n - 1)) : Infinity);
   const widest = Math.min(slack(best.columns, width, room[0]), slack(best.rows, height, room[1]), WIDEST_GAP * ratio);
   best.gap = Math.max(best.gap, Number.isFinite(widest) ? widest : 0);
