@@ -22,8 +22,8 @@ def describe(engine: Engine, name: str | None = None) -> dict:
 
     Returns:
         {"model", "models": all names, "prompts": examples of what it can draw, or None of a model that reads no words,
-        "classes": [{"name", "src": data URL or None}], "examples": as ``example_images``,
-        "image_size": [width, height], "gray", "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule": as
+        "classes": [{"name", "src": data URL or None}], "examples": as ``example_images``, "image_size": [width,
+        height], "gray", "limits", "defaults", "samplers": [{"value", "title", "about", "fresh_noise"}], "schedule": as
         ``schedule_curve``, "prediction_type": as in diffusers, "card": {"url", "settings", "scores", "judged",
         "losses"}}.
     """

@@ -14,6 +14,8 @@ import operator
 import os
 import re
 import sys
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
@@ -34,6 +36,11 @@ from diffusers.utils.torch_utils import randn_tensor
 HALF_PRECISION_BATCH = {"cpu": 16}
 HALF_PRECISION_BATCH_ELSEWHERE = 64
 
+LONGEST_PROMPT = 1000  # characters
+# of a text; CLIP's limit. Prompts are padded to as many, so that a picture does not depend on those made with it.
+MOST_TOKENS = 77
+TEXTS_AT_ONCE = 256  # that a text encoder reads
+
 # torch's seeds
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
 # the modules of our classes: ddpm_hf.unet where it is installed, else a file that came with a model
@@ -46,6 +53,7 @@ Generators = torch.Generator | list[torch.Generator] | tuple[torch.Generator, ..
 Labels = int | str | Sequence[int] | Sequence[str] | torch.Tensor | None
 Seeds = int | Sequence[int] | torch.Tensor | None
 Numbers = float | Sequence[float] | torch.Tensor | None
+Texts = str | Sequence[str] | None
 
 
 class DenoisingStep(NamedTuple):
@@ -61,8 +69,19 @@ class DenoisingStep(NamedTuple):
     pred_original_sample: torch.Tensor
 
 
+class Condition(NamedTuple):
+    """What the network is told of B images besides x_t and t.
+
+    labels: (B,), or None of a network without classes, or for its null class. words: what ``MyUNet.words`` made of B
+    texts, or None of a network without words.
+    """
+
+    labels: torch.Tensor | None
+    words: Any
+
+
 class MyDDPMPipeline(DiffusionPipeline):
-    """Unconditional or class-conditional image generation in pixel space, with any diffusers scheduler.
+    """Image generation in pixel space, with any diffusers scheduler: unconditional, of classes, or from words.
 
     Args:
         unet: predicts the noise (or v, or x_0), called as ``unet(sample, timestep, class_labels)``.
@@ -72,12 +91,15 @@ class MyDDPMPipeline(DiffusionPipeline):
         output_resize: True scales images to that size instead, for a network trained on whole images made square.
         num_inference_steps, guidance_scale, guidance_interval: what ``denoise`` and calls take where they are left out,
             the best for this model. None keeps all T steps, no guidance, and guidance at all timesteps.
+        tokenizer, text_encoder: of transformers, for a network with ``cross_attention_dim``, the encoder's width;
+            without them it takes ``prompt_embeds`` alone.
 
     Raises:
-        ValueError: for a value that ``denoise`` would not take.
+        ValueError: for a value that ``denoise`` would not take, or a text encoder that does not fit the network.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "text_encoder->unet"
+    _optional_components = ["tokenizer", "text_encoder"]  # noqa: RUF012 - diffusers' name, as its pipelines have it
     _callback_tensor_inputs = ("latents",)  # the name by which diffusers' callbacks ask for it
 
     def __init__(
@@ -92,9 +114,11 @@ class MyDDPMPipeline(DiffusionPipeline):
         num_inference_steps: Optional[int] = None,  # noqa: UP045
         guidance_scale: Optional[float] = None,  # noqa: UP045
         guidance_interval: Optional[list] = None,  # noqa: UP045
+        tokenizer: Optional[object] = None,  # noqa: UP045
+        text_encoder: Optional[torch.nn.Module] = None,  # noqa: UP045
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, tokenizer=tokenizer, text_encoder=text_encoder)
         self.register_to_config(
             id2label=id2label,
             output_height=output_height,
@@ -105,11 +129,26 @@ class MyDDPMPipeline(DiffusionPipeline):
             guidance_interval=_as_list(guidance_interval),
         )
         self.check_own_sampling()
+        if text_encoder is not None and text_encoder.config.hidden_size != self.words_dim:
+            raise ValueError(
+                f"the text encoder makes words of width {text_encoder.config.hidden_size}, and the network "
+                f"{f'reads words of width {self.words_dim}' if self.words_dim else 'reads no words'}."
+            )
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None for an unconditional model."""
+        """Number of classes, or None for a model without."""
         return getattr(self.unet.config, "num_class_embeds", None)
+
+    @property
+    def words_dim(self) -> int | None:
+        """Width of the words that the network reads, or None for a model without."""
+        return getattr(self.unet.config, "cross_attention_dim", None)
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the model has classes or words to guide towards."""
+        return self.num_classes is not None or self.words_dim is not None
 
     @property
     def num_timesteps(self) -> int | None:
@@ -171,7 +210,7 @@ class MyDDPMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def denoise(
         self,
-        batch_size: int = 1,
+        batch_size: int | str | Sequence[str] = 1,
         class_labels: Labels = None,
         guidance_scale: Numbers = None,
         num_inference_steps: int | None = None,
@@ -184,6 +223,11 @@ class MyDDPMPipeline(DiffusionPipeline):
         sigmas: Numbers = None,
         image: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        prompt: Texts = None,
+        negative_prompt: Texts = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
     ) -> Iterator[DenoisingStep]:
         """Denoise ``batch_size`` images, yielding a ``DenoisingStep`` after every call of the network.
 
@@ -193,7 +237,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         other runs of the same pipeline.
 
         Args:
-            batch_size: number of images B.
+            batch_size: number of images B; or, in its place, the prompt: ``pipeline("a red apple")``.
             class_labels: one label for all or B of them, in [0, num_classes], or names of ``id2label``. The last label
                 is the null class, of images of any class, not guided. None takes the classes in turn where the model
                 has a guidance scale of its own: seed K the class K mod num_classes (without seeds, image i the class
@@ -216,11 +260,18 @@ class MyDDPMPipeline(DiffusionPipeline):
             mask: (B or 1, 1 or C, S, S), 1 or True where it is made anew, 0 where ``image`` stays as it is: there,
                 every step starts from ``image`` noised to its timestep, as in RePaint (Lugmayr et al. 2022, equation
                 8, without resampling). A mask of ones is plain sampling.
+            prompt: what the images are to show, of 1 to LONGEST_PROMPT characters: one text for all or B of them, which
+                then say what B is. None are images of anything, not guided.
+            negative_prompt: what they are to be guided away from; None is an empty text.
+            prompt_embeds, negative_prompt_embeds: instead of texts, what ``encode_prompt`` made of them: (B, L, D) or
+                (1, L, D), where tokens that are all zeros are padding.
+            num_images_per_prompt: images of each prompt, one after the other.
 
         Raises:
             ValueError: naming the argument that is out of range, or that the scheduler does not take.
         """
-        batch_size = _whole_number("batch_size", batch_size, 1)
+        each = _whole_number("num_images_per_prompt", num_images_per_prompt, 1)
+        batch_size, prompt, prompt_embeds = self._batch(batch_size, prompt, prompt_embeds, each)
         seeds, generator = self._generators(batch_size, generator, seed)
         labels = self._labels(batch_size, class_labels, seeds)
         device = self._execution_device
@@ -228,8 +279,10 @@ class MyDDPMPipeline(DiffusionPipeline):
             name = type(self.scheduler).__name__
             raise ValueError(f"{name} is not a scheduler of this diffusion process: it has no alphas_cumprod.")
         scale, low, high = self._guidance(batch_size, guidance_scale, guidance_interval)
-        if self.num_classes is None and guidance_scale is not None and not _all_equal(scale, 1):
+        if not self.can_be_guided and guidance_scale is not None and not _all_equal(scale, 1):
             raise ValueError("guidance_scale was given, but the model has no classes to guide towards.")
+        words = self._words(batch_size, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        condition = self._condition(labels, words)
         chosen = self._chosen_timesteps(num_inference_steps, timesteps, sigmas)
         # a copy for each run, as schedulers have state; the pipeline's own is only told the timesteps, to be looked at
         scheduler = copy.deepcopy(self.scheduler)
@@ -251,7 +304,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         try:
             for index, timestep in enumerate(scheduler.timesteps):
                 scaled = scheduler.scale_model_input(sample, timestep)
-                prediction = self._predict(scaled, timestep, labels, scale if low <= timestep <= high else 1)
+                prediction = self._predict(scaled, timestep, condition, scale if low <= timestep <= high else 1)
                 output = scheduler.step(prediction, timestep, sample, **options)
                 x0 = getattr(output, "pred_original_sample", None)
                 if x0 is None:
@@ -266,7 +319,7 @@ class MyDDPMPipeline(DiffusionPipeline):
 
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | str | Sequence[str] = 1,
         class_labels: Labels = None,
         guidance_scale: Numbers = None,
         num_inference_steps: int | None = None,
@@ -283,8 +336,14 @@ class MyDDPMPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         image: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        prompt: Texts = None,
+        negative_prompt: Texts = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
-        """Generate images; arguments as in ``denoise``. ``pipeline(batch_size=16)`` is the model at its best.
+        """Generate images; arguments as in ``denoise``. ``pipeline(batch_size=16)`` is the model at its best, and so is
+        ``pipeline("a red apple")`` of one that reads words.
 
         Args:
             output_type: "pil" (modes "L" or "RGB"), "np" ((B, H, W, C) in [0, 1]) or "pt" ((B, C, H, W) in [0, 1]).
@@ -320,6 +379,11 @@ class MyDDPMPipeline(DiffusionPipeline):
             sigmas,
             image,
             mask,
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            num_images_per_prompt,
         )
         step = next(steps)
         with self.progress_bar(total=self.num_timesteps) as progress:
@@ -336,6 +400,25 @@ class MyDDPMPipeline(DiffusionPipeline):
         steps.close()
         images = self.postprocess(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
+        """``prompt_embeds`` of one text or of B of them, (B, MOST_TOKENS, D); an empty text is no words at all.
+
+        Raises:
+            ValueError: for a text that is no prompt, or if the model has no text encoder.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if self.tokenizer is None or self.text_encoder is None:
+            lacks = "has no text encoder: give prompt_embeds" if self.words_dim else "reads no words"
+            raise ValueError(f"a prompt was given, but the model {lacks}.")
+        different = list(dict.fromkeys(texts))
+        found = dict(zip(different, encode_texts(self.tokenizer, self.text_encoder, different)))
+        width = self.text_encoder.config.hidden_size
+        embeds = torch.zeros(len(texts), MOST_TOKENS, width, device=self._execution_device, dtype=found[texts[0]].dtype)
+        for row, text in zip(embeds, texts):
+            row[: len(found[text])] = found[text]
+        return embeds
 
     @property
     def holds_sigma(self) -> bool:
@@ -390,6 +473,82 @@ class MyDDPMPipeline(DiffusionPipeline):
             if not isinstance(value, torch.Generator | None):
                 raise ValueError(f"generator must be a torch.Generator or a list of them, got {value!r}.")
         return seeds, generator
+
+    def _batch(self, batch_size, prompt, embeds, each: int) -> tuple[int, list[str] | None, torch.Tensor | None]:
+        """Number of images, and the prompts or what was made of them, one or as many, checked."""
+        if isinstance(batch_size, str) or (isinstance(batch_size, list | tuple) and prompt is None):
+            if prompt is not None:
+                raise ValueError("give the prompt once: in place of batch_size, or as prompt.")
+            batch_size, prompt = 1, batch_size
+        batch_size = _whole_number("batch_size", batch_size, 1)
+        if prompt is not None and embeds is not None:
+            raise ValueError("give either prompt or prompt_embeds, not both.")
+        if embeds is not None and not isinstance(embeds, torch.Tensor):
+            raise ValueError(f"prompt_embeds must be a tensor (B, L, {self.words_dim}), got {type(embeds).__name__}.")
+        prompts = None if prompt is None else _texts("prompt", prompt)
+        given = prompts if prompts is not None else embeds
+        if each > 1 and given is None:
+            raise ValueError("num_images_per_prompt was given without a prompt.")
+        if each > 1 and prompts is not None:
+            prompts = given = [text for text in prompts for _ in range(each)]
+        elif each > 1:
+            embeds = given = embeds.repeat_interleave(each, 0)
+        count = 1 if given is None else len(given)
+        if count not in (1, batch_size) and batch_size != 1:
+            raise ValueError(f"{count} prompts were given for batch_size={batch_size}.")
+        return max(batch_size, count), prompts, embeds
+
+    def _words(self, batch_size, prompts, negative, embeds, negative_embeds) -> tuple[torch.Tensor, ...] | None:
+        """(B, L, D) of the prompts and, to be guided away from, of the negative ones; of those alone without prompts;
+        None of a network without words."""
+        given = {"prompt": prompts, "negative_prompt": negative}
+        given |= {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
+        given = [name for name, value in given.items() if value is not None]
+        if self.words_dim is None:
+            if given:
+                raise ValueError(f"{given[0]} was given, but the model reads no words.")
+            return None
+        if given and prompts is None and embeds is None:
+            raise ValueError(f"{given[0]} was given without a prompt.")
+        if negative is not None and negative_embeds is not None:
+            raise ValueError("give either negative_prompt or negative_prompt_embeds, not both.")
+        if negative_embeds is None:
+            texts = [""] if negative is None else _texts("negative_prompt", negative, may_be_empty=True)
+            if self.text_encoder is None and embeds is not None:
+                raise ValueError("the model has no text encoder: give negative_prompt_embeds, too, of an empty text.")
+            negative_embeds = self.encode_prompt(texts)
+        named = {"negative_prompt": negative_embeds}
+        if given:
+            named = {"prompt": self.encode_prompt(prompts) if embeds is None else embeds, **named}
+        return tuple(self._of_all(name, each, batch_size) for name, each in named.items())
+
+    def _of_all(self, name: str, embeds, batch_size: int) -> torch.Tensor:
+        shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+        if not isinstance(shape, tuple) or len(shape) != 3 or shape[2] != self.words_dim or shape[1] < 1:
+            raise ValueError(f"{name}_embeds must have shape (B, L, {self.words_dim}), got {shape}.")
+        if shape[0] not in (1, batch_size):
+            raise ValueError(f"{shape[0]} {name}_embeds were given for batch_size={batch_size}.")
+        return F.pad(embeds, (0, 0, 0, max(0, MOST_TOKENS - shape[1]))).expand(batch_size, -1, -1)
+
+    def _condition(self, labels, words: tuple[torch.Tensor, ...] | None) -> tuple[Condition, Condition | None]:
+        """Of the images, and of twice as many, the second half of which has neither class nor words; None where there
+        is nothing to guide towards. The words are prepared here, once for all steps."""
+        if labels is None and (words is None or len(words) == 1):
+            return Condition(None, None if words is None else self._prepared(words[0])), None
+        both = None if labels is None else torch.cat((labels, torch.full_like(labels, self.num_classes)))
+        count, prepared = len(labels) if words is None else len(words[0]), None
+        if words is not None:
+            length = max(each.shape[1] for each in words)
+            words = [F.pad(each, (0, 0, 0, length - each.shape[1])) for each in words]
+            prepared = self._prepared(torch.cat((words[0], words[-1])))
+        twice = Condition(both, prepared)
+        return _rows(twice, lambda values: values[:count]), twice
+
+    def _prepared(self, embeds: torch.Tensor):
+        """What the network makes of (B, L, D), where tokens that are all zeros are padding."""
+        embeds = embeds.to(self.unet.device)  # which may be another while it is offloaded
+        words = self.unet.words(embeds, (embeds != 0).any(-1))
+        return _rows(words, lambda values: values.to(self._execution_device))
 
     def _labels(self, batch_size: int, class_labels, seeds) -> torch.Tensor | None:
         if class_labels is None:
@@ -478,38 +637,41 @@ class MyDDPMPipeline(DiffusionPipeline):
 
     # ---- one step
 
-    def _predict(self, sample, timestep, labels, guidance_scale) -> torch.Tensor:
-        """The network's prediction, float32, guided where a label and a scale other than 1 are given."""
-        if labels is None:
-            return self._run_unet(sample, timestep, None)
-        if _all_equal(guidance_scale, 1):
-            return self._run_unet(sample, timestep, labels)
-        null = torch.full_like(labels, self.num_classes)
-        both = self._run_unet(torch.cat((sample, sample)), timestep, torch.cat((labels, null)))
-        with_class, with_null = both.chunk(2)
-        return with_null + guidance_scale * (with_class - with_null)
+    def _predict(self, sample, timestep, condition, guidance_scale) -> torch.Tensor:
+        """The network's prediction, float32, guided where there is something to guide towards, and a scale but 1."""
+        condition, twice = condition
+        if twice is None or _all_equal(guidance_scale, 1):
+            return self._run_unet(sample, timestep, condition)
+        with_condition, with_null = self._run_unet(torch.cat((sample, sample)), timestep, twice).chunk(2)
+        return with_null + guidance_scale * (with_condition - with_null)
 
-    def _run_unet(self, sample, timestep, labels) -> torch.Tensor:
+    def _run_unet(self, sample, timestep, condition: Condition) -> torch.Tensor:
         sample = sample.to(self.unet.dtype).contiguous(memory_format=torch.channels_last)
         if self.unet.dtype not in (torch.float16, torch.bfloat16):
-            return self._call_unet(sample, timestep, labels)
+            return self._call_unet(sample, timestep, condition)
         size = HALF_PRECISION_BATCH.get(sample.device.type, HALF_PRECISION_BATCH_ELSEWHERE)
-        chunks = sample.split(size)
-        label_chunks = [None] * len(chunks) if labels is None else labels.split(size)
-        return torch.cat([self._call_padded(*chunk, timestep, size) for chunk in zip(chunks, label_chunks)])
+        made = []
+        for start in range(0, len(sample), size):
+            part = slice(start, start + size)
+            made.append(self._call_padded(sample[part], _rows(condition, lambda v, part=part: v[part]), timestep, size))
+        return torch.cat(made)
 
-    def _call_padded(self, sample, labels, timestep, size) -> torch.Tensor:
+    def _call_padded(self, sample, condition, timestep, size) -> torch.Tensor:
         count = len(sample)
         if count < size:
-            padding = sample[-1:].expand(size - count, -1, -1, -1)
-            sample = torch.cat((sample, padding)).contiguous(memory_format=torch.channels_last)
-            labels = None if labels is None else torch.cat((labels, labels[-1:].expand(size - count)))
-        return self._call_unet(sample, timestep, labels)[:count]
 
-    def _call_unet(self, sample, timestep, labels) -> torch.Tensor:
-        if self.num_classes is None:
-            return self.unet(sample, timestep).sample.float()
-        return self.unet(sample, timestep, class_labels=labels).sample.float()
+            def padded(values):
+                return torch.cat((values, values[-1:].expand(size - count, *values.shape[1:])))
+
+            sample = padded(sample).contiguous(memory_format=torch.channels_last)
+            condition = _rows(condition, padded)
+        return self._call_unet(sample, timestep, condition)[:count]
+
+    def _call_unet(self, sample, timestep, condition) -> torch.Tensor:
+        given = {} if self.num_classes is None else {"class_labels": condition.labels}
+        if condition.words is not None:
+            given["encoder_hidden_states"] = condition.words
+        return self.unet(sample, timestep, **given).sample.float()
 
     def _predict_x0(self, prediction, scaled, timestep) -> torch.Tensor:
         """x_0 from the prediction and x_t, where sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps = x_t."""
@@ -540,6 +702,67 @@ class MyDDPMPipeline(DiffusionPipeline):
             return x_0 + float(scheduler.sigmas[index]) * noise
         alpha_bar = self._alpha_bar(scheduler.timesteps[index], x_0.device)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+
+
+# ---- words
+
+
+def token_ids(tokenizer, text_encoder: torch.nn.Module, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, at most MOST_TOKENS and what the encoder can read."""
+    limit = min(MOST_TOKENS, tokenizer.model_max_length)
+    limit = min(limit, getattr(text_encoder.config, "max_position_embeddings", limit))
+    return tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+
+
+def encode_texts(tokenizer, text_encoder: torch.nn.Module, texts: Sequence[str]) -> list[torch.Tensor]:
+    """The last hidden states of one of transformers' encoders for each text, (tokens, D).
+
+    Texts of one length are read together, without padding.
+    """
+    ids = token_ids(tokenizer, text_encoder, texts)
+    by_length, found = defaultdict(list), [None] * len(ids)
+    for i, tokens in enumerate(ids):
+        by_length[len(tokens)].append(i)
+    for places in by_length.values():
+        for start in range(0, len(places), TEXTS_AT_ONCE):
+            chosen = places[start : start + TEXTS_AT_ONCE]
+            tokens = torch.tensor([ids[i] for i in chosen], device=text_encoder.device)
+            states = text_encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            for i, words in zip(chosen, states):
+                found[i] = words
+    return found
+
+
+def check_text(name: str, text, may_be_empty: bool = False):
+    """Raise a ValueError unless ``text`` can be a prompt; ``name`` is what it is called."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a text, got {type(text).__name__}.")
+    if not text.strip() and not may_be_empty:
+        raise ValueError(f"{name} is empty; leave it out for pictures of anything.")
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name} has {len(text):,} characters; at most {LONGEST_PROMPT:,} are read.")
+    controls = [letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t"]
+    if controls:
+        raise ValueError(f"{name} has the control character {controls[0]!r}; only printable text is read.")
+
+
+def _texts(name: str, given, may_be_empty: bool = False) -> list[str]:
+    texts = [given] if isinstance(given, str) else _as_list(given)
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(f"{name} must be a text or a list of texts, got {given!r}.")
+    for text in texts:
+        check_text(name, text, may_be_empty)
+    return texts
+
+
+def _rows(part, take: Callable):
+    """``part``, a tensor or tuples and lists of some, with ``take`` of each tensor; None stays None."""
+    if part is None:
+        return None
+    if isinstance(part, torch.Tensor):
+        return take(part)
+    rows = [_rows(each, take) for each in part]
+    return type(part)(*rows) if hasattr(part, "_fields") else rows
 
 
 # ---- arguments
@@ -633,7 +856,8 @@ def write_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike, **opt
             nobody could load it, or if the network's weights are not those of its class.
     """
     folder = Path(folder)
-    components = {name: getattr(part, "_orig_mod", part) for name, part in pipeline.components.items()}  # not compiled
+    components = {name: part for name, part in pipeline.components.items() if part is not None}
+    components = {name: getattr(part, "_orig_mod", part) for name, part in components.items()}  # not compiled
     code = {name: _code_of(name, type(part)) for name, part in components.items()}
     own_code = _code_of("pipeline", type(pipeline))
     _check_weights(components["unet"])
@@ -655,8 +879,8 @@ def write_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike, **opt
                 config["auto_map"] = {"AutoModel": ".".join(index[name])}  # by which diffusers' AutoModel finds it
             _write_json(config_file, dict(sorted(config.items())))
     for name, value in pipeline.config.items():
-        if not name.startswith("_"):
-            index.setdefault(name, value)
+        if not name.startswith("_") and name not in pipeline.components:  # those that are not there
+            index[name] = value
     if getattr(pipeline, "weights", None) is not None:
         index["_weights"] = pipeline.weights  # which of a training run they are; diffusers passes over such names
     _write_json(folder / "model_index.json", index)
