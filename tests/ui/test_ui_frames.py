@@ -84,7 +84,7 @@ def test_x_t_t_and_x_0_of_a_frame_belong_together(which, name, request):
         assert [still.t for still in stills] == pipeline.scheduler.timesteps.tolist()
         for still in stills:
             called = labels if labels is None else torch.tensor(labels)
-            epsilon = pipeline._predict(still.x_t, torch.tensor(still.t), called, guidance)
+            epsilon = pipeline._predict(still.x_t, torch.tensor(still.t), pipeline._condition(called, None), guidance)
             alpha_bar = model.pipeline.scheduler.alphas_cumprod[int(still.t)]
             x_0 = (still.x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
             most = 1e-3 + 2e-4 / alpha_bar.sqrt()  # what rounding epsilon makes of x_0
