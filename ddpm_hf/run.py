@@ -8,6 +8,7 @@ checkpoints/step-N  the state at step N              pipeline/       the exporte
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from ddpm_hf.checkpoints import STATE, checkpoints_of, newest_whole, step_of, wr
 from ddpm_hf.errors import UserError
 from ddpm_hf.files import named, sha256, write_whole
 from ddpm_hf.ownership import RUN, mapping
-from ddpm_hf.reading import LARGEST_TEXT, is_finite, parse_json, read_json, read_text, read_yaml
+from ddpm_hf.reading import LARGEST_TEXT, is_finite, open_regular, parse_json, read_json, read_yaml
 
+LONGEST_LINE = 2**20  # bytes, of metrics.jsonl
 LONGEST_RUN = 1e12  # seconds: below what a timedelta takes
 CHECKPOINT_WEIGHTS = re.compile(r"pipeline/unet/.*\.safetensors")  # in a checkpoint's manifest
 
@@ -133,22 +135,27 @@ class RunFolder:
         Values are finite numbers, or lists of these and None; everything else is None. Torn lines are left out, and so
         are lines that a resumed run has written again.
         """
-        try:
-            text = read_text(self._metrics, largest, errors="replace")
-        except (OSError, ValueError):
-            return []
         lines = []
-        for line in text.splitlines():
-            try:
-                values = parse_json(line)
-            except ValueError:
-                continue
-            if not isinstance(values, dict) or type(values.get("step")) is not int or not is_finite(values["step"]):
-                continue
-            while lines and lines[-1]["step"] >= values["step"]:
-                lines.pop()
-            lines.append({name: _numbers(value) for name, value in values.items()})
+        if self._metrics.is_file() and self._metrics.stat().st_size <= largest:
+            for line in self._written():
+                while lines and lines[-1]["step"] >= line["step"]:
+                    lines.pop()
+                lines.append(line)
         return lines
+
+    def _written(self) -> Iterator[dict]:
+        """The whole lines of metrics.jsonl, in the order in which they were written, one at a time."""
+        try:
+            with open_regular(self._metrics) as file:
+                while line := file.readline(LONGEST_LINE):  # a longer one comes in pieces, none of which is whole
+                    try:
+                        values = parse_json(line.decode("utf-8", "replace"))
+                    except ValueError:
+                        continue
+                    if isinstance(values, dict) and type(values.get("step")) is int and is_finite(values["step"]):
+                        yield {name: _numbers(value) for name, value in values.items()}
+        except (OSError, ValueError):
+            return
 
     def append(self, line: dict):
         """Add a line to metrics.jsonl."""
@@ -159,8 +166,12 @@ class RunFolder:
 
     def forget_after(self, step: int):
         """Drop the lines that an interrupted run wrote after its last checkpoint: they will be written again."""
-        kept = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
-        write_whole(self._metrics, lambda partial: partial.write_text(kept))
+
+        def write(partial: Path):
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in self._written() if line["step"] <= step)
+
+        write_whole(self._metrics, write)
         self._last_step = None
 
     def has_line(self, step: int) -> bool:

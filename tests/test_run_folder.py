@@ -1,6 +1,7 @@
 """The folder of a run: every reader sees the same lines, and facts are numbers, also those of version 0.1.0."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -97,3 +98,18 @@ def test_what_is_no_run_is_told_in_one_line(tmp_path):
             RunFolder(tmp_path).read_settings()
     with pytest.raises(UserError, match="is not there"):
         RunFolder(tmp_path / "none").read_settings()
+
+
+def test_metrics_of_any_size_are_resumed_in_little_memory(tmp_path):
+    """What is no line is dropped, what is one stays; no part of the file is ever held whole."""
+    run = RunFolder(tmp_path)
+    run.append({"step": 1, "loss": 0.5})
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.truncate(300 * 2**20)
+        file.seek(0, 2)
+        file.write(b'\n{"step": 2, "loss": 0.25}\n{"step": 3, "loss": 0.125}\n')
+    tracemalloc.start()
+    run.forget_after(2)
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+    assert [line["step"] for line in run.lines()] == [1, 2]
