@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +256,7 @@ def test_the_flops_of_a_convolution_are_counted(tmp_path):
 
     class OneConvolution(torch.nn.Conv2d):
         device = torch.device("cpu")
+        config = SimpleNamespace()
 
         def forward(self, x, timestep, labels):
             return super().forward(x)
