@@ -25,12 +25,13 @@ SETTINGS = (
 )
 WITHOUT_US = """
 import importlib.util, sys
+import numpy as np
 from diffusers import DiffusionPipeline
 from safetensors.numpy import save_file
 assert importlib.util.find_spec("ddpm_hf") is None
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 images = pipeline(sys.argv[3], num_images_per_prompt=2, num_inference_steps=4, seed=5, output_type="np").images
-save_file({"images": images}, sys.argv[2])
+save_file({"images": np.ascontiguousarray(images)}, sys.argv[2])  # safetensors writes memory as it lies
 """
 
 
@@ -75,5 +76,4 @@ def test_from_captions_to_a_space_that_draws_a_prompt(hub, squares, encoder_fold
         space.stop()
     made, other = (np.stack([np.asarray(image) for image in found]).astype(int) for found in (images, others))
     assert made.shape == expected.shape and np.abs(made - other).max() > 0
-    if np.abs(made - expected).mean() >= 3:  # not explained yet: bfloat16 and guidance 4 in the app, or a fault
-        pytest.xfail("the app's pictures of a prompt are not those of from_pretrained")
+    assert np.abs(made - expected).mean() < 3  # bfloat16 in the app
