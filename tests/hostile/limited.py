@@ -114,7 +114,10 @@ def _serve():
     import torch
     from matplotlib.backends import backend_agg  # noqa: F401  (as train: what a command imports late)
 
+    import ddpm_hf.hub.loading  # noqa: F401
     import ddpm_hf.hub.space as space
+    import ddpm_hf.report  # noqa: F401
+    import ddpm_hf.training  # noqa: F401
     import train  # noqa: F401
     from ddpm_hf.commands import deploy_space
     from ddpm_hf.hub import fetching, publishing
