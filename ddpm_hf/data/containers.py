@@ -94,6 +94,9 @@ def checked(images: np.ndarray, labels: np.ndarray | None, names: list[str] | No
         low, high = images.min(), images.max()
         fits = np.uint8 if low >= 0 and high < 256 else np.uint16 if low >= 0 and high < 65536 else np.int32
         images = images.astype(fits)
+    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
+        bad = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))[0])
+        raise UserError(f"image {bad} of {path} has pixels that are not numbers.")
     if images.ndim == 4 and images.dtype != np.uint8:
         raise UserError(f"color images of {path} are {given}; expected uint8, or floating point in 0..1.")
     if labels is None:

@@ -403,3 +403,11 @@ def test_other_things_are_one_line(tmp_path, name, message):
     with pytest.raises(UserError, match=message) as error:
         load_images(path)
     assert "\n" not in str(error.value)
+
+
+def test_an_array_with_a_pixel_that_is_no_number_is_one_line(tmp_path):
+    images = np.full((5, 8, 8), 0.5, np.float32)
+    images[3, 2, 2] = np.nan
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(UserError, match=r"image 3 of .*a.npz has pixels that are not numbers"):
+        open_data([Source(str(tmp_path / "a.npz"))], sample_size=8)
