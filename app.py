@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ddpm_hf.errors import Parser, UserError, echo, run_command
 
-GOODBYE_SECONDS = 1.0  # for visitors to be told that their run was stopped
+GOODBYE_SECONDS = 1.0  # to tell visitors that their run was stopped
 END_SECONDS = 10.0  # a Space is killed some time after it is asked to stop
 
 

@@ -110,7 +110,7 @@ def arrange(paths: list[PurePosixPath], where: str, told: Told) -> dict[str, Pic
     class, and deeper folders belong to it; a single folder around everything is passed through.
 
     Raises:
-        UserError: where it cannot be told which folders are splits.
+        UserError: where it is not clear which folders are splits.
     """
     depth = _common([path.parts for path in paths], stop=split_of)
     by_name, loose = _by_folder(paths, depth)

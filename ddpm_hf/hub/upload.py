@@ -188,7 +188,7 @@ def _with_us(path: str | None) -> str:
 
 @dataclass
 class UploadProgress:
-    """How far an upload came, which is to be told of one that fails.
+    """How far an upload came, for the message of one that fails.
 
     made: whether it created the repository. branch: that was made for the commit. commit: that the files are in.
     missing: what is to come after it.

@@ -200,7 +200,7 @@ class Trainer:
         """Prepare ``output_dir``, or resume from its newest whole checkpoint."""
         config = self.config
         commit_of_code()  # as it is now; cached
-        if config.push_to_hub:  # tell now what would otherwise be told when the run is done
+        if config.push_to_hub:  # report now what would otherwise fail at the end of the run
             if config.hub_strategy == "best" and self.monitors.validation is None:
                 raise UserError("hub_strategy best needs a validation loss, and there are no images to validate on.")
             if problem := self.on_main(lambda: problem_with(config)):

@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def is_unguided(self) -> bool:
-        """Whether the network is told no class at any step."""
+        """Whether the network gets no class at any step."""
         if self.start is None or self.guidance_interval is None:
             return False
         low, high = self.guidance_interval

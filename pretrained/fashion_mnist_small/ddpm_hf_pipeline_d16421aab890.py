@@ -70,7 +70,7 @@ class DenoisingStep(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the network is told of B images besides x_t and t.
+    """What the network gets for B images besides x_t and t.
 
     labels: (B,), or None of a network without classes, or for its null class. words: what ``MyUNet.words`` made of B
     texts, or None of a network without words.
@@ -284,7 +284,7 @@ class MyDDPMPipeline(DiffusionPipeline):
         words = self._words(batch_size, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = self._condition(labels, words)
         chosen = self._chosen_timesteps(num_inference_steps, timesteps, sigmas)
-        # a copy for each run, as schedulers have state; the pipeline's own is only told the timesteps, to be looked at
+        # a copy for each run, as schedulers have state; the pipeline's own gets the timesteps too, for callers to read
         scheduler = copy.deepcopy(self.scheduler)
         for each in (scheduler, self.scheduler):
             each.set_timesteps(**chosen, device=device)
